@@ -1,0 +1,68 @@
+"""Everything a user can be told went wrong: one exception a kind, one exit code a class.
+
+    CompressError
+    ├── InputError (2)         the pipeline file or an argument is wrong
+    ├── StepFailed (3)         a step could not do its work
+    │   └── StoreCorrupted (3) an artifact's bytes no longer match its manifest
+    ├── GateFailed (4)         a quality gate failed; the report is written
+    ├── DoesNotFit (5)         memory or disk is short, found before the work
+    ├── Preempted (75)         stopped from outside; run again to resume
+    └── Interrupted (130)      stopped by the user; run again to resume
+
+A message says what is wrong, where, what is allowed and, when it can, what was probably meant.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class CompressError(Exception):
+    """The base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(CompressError):
+    """The pipeline file, a checkpoint or an argument is wrong. Nothing has run."""
+
+    exit_code = 2
+
+
+class StepFailed(CompressError):
+    """A step could not do its work; everything before it is kept."""
+
+    exit_code = 3
+
+
+class StoreCorrupted(StepFailed):
+    """An artifact's files differ from the digests in its manifest."""
+
+
+class GateFailed(CompressError):
+    """A student lost more quality than the pipeline allows."""
+
+    exit_code = 4
+
+
+class DoesNotFit(CompressError):
+    """The work needs more memory or disk than there is."""
+
+    exit_code = 5
+
+
+class Preempted(CompressError):
+    """The run was asked to stop (SIGTERM); the same command resumes it."""
+
+    exit_code = 75
+
+
+class Interrupted(CompressError):
+    """The user stopped the run (Ctrl-C); the same command resumes it."""
+
+    exit_code = 130
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest allowed name, or nothing."""
+    close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,176 @@
+"""How a YAML name becomes code, and what that code promises.
+
+The name **is** the module: step ``prune.width`` is ``compress/prune/width.py``; a step named after its folder,
+``distill``, is ``compress/distill/step.py``; importance ``activation`` is
+``compress/prune/importance/activation.py``. Another distribution adds one through the entry-point group
+``compress.plugins``, with the dotted name as the entry's name (``prune.magic``, ``prune.importance.taylor``).
+
+Step modules are imported by the planner, so their top level imports neither torch nor transformers: what
+is heavy lives in sibling modules that `run` imports.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal, Protocol, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from compress.errors import InputError, nearest
+from compress.records import Artifact, Measurement, ModelSpec, Outcome, Work
+
+STEP_FOLDERS = ("train", "prune", "distill", "quantize", "export")
+"""The rooms that hold what a pipeline's ``steps:`` may use."""
+
+GROUP = "compress.plugins"
+
+
+class StepConfig(BaseModel):
+    """The base of every plugin's settings: immutable, documented per field, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Reference:
+    """Marks a setting that names another node: an edge of the plan."""
+
+    def __init__(self, to: Literal["model", "data"]) -> None:
+        self.to = to
+
+
+ModelRef = Annotated[str, Reference("model")]
+"""A step's name, or ``original``. The artifact arrives in ``context.inputs`` under the field's name."""
+
+DataRef = Annotated[str, Reference("data")]
+"""A name under the pipeline's ``data:``. Its `tokens` artifact arrives under the field's name."""
+
+
+def references(config: type[BaseModel]) -> dict[str, Literal["model", "data"]]:
+    """Return which fields of a step's settings are edges, and to what."""
+    found: dict[str, Literal["model", "data"]] = {}
+    for name, field in config.model_fields.items():
+        for mark in field.metadata:
+            if isinstance(mark, Reference):
+                found[name] = mark.to
+    return found
+
+
+class Context(Protocol):
+    """What the engine gives a running step or measurement."""
+
+    @property
+    def folder(self) -> Path:
+        """Where to write the result. Committed as a whole when `run` returns, dropped when it raises."""
+
+    @property
+    def partial(self) -> Path:
+        """Where to keep work that must survive a kill. The same folder on resume; deleted on commit."""
+
+    @property
+    def inputs(self) -> Mapping[str, Artifact]:
+        """The artifacts named by the settings (``teacher``, ``data``), beside the parent."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def stopping(self) -> bool:
+        """True once the run was asked to stop: save to `partial`, then call `stop`."""
+
+    def stop(self) -> None:
+        """Leave the step (raises); everything in `partial` is kept for the next run."""
+
+    def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
+        """Report how far the step is; `figures` are shown beside it (``loss=2.31``). Cheap: call it often."""
+
+    def warn(self, message: str) -> None:
+        """Tell the user, and write into the record, what could not be done as asked."""
+
+
+class Step(Protocol):
+    """A module that turns one artifact into another."""
+
+    Config: type[StepConfig]
+    VERSION: int
+    ACCEPTS: tuple[str, ...]
+    PRODUCES: str
+
+    def predict(self, spec: ModelSpec, config: Any) -> ModelSpec:
+        """Return the exact result from the settings alone. Raises `InputError` for an impossible target."""
+
+    def estimate(self, spec: ModelSpec, config: Any, inputs: Mapping[str, ModelSpec]) -> Work:
+        """Return roughly what running takes. `inputs` are the specs of referenced models."""
+
+    def rehearse(self, config: Any) -> Any:
+        """Return the settings made tiny for ``--test``."""
+
+    def run(self, parent: Artifact, config: Any, context: Context) -> Outcome:
+        """Write the result into ``context.folder``."""
+
+
+class Measure(Protocol):
+    """A module that measures a model artifact through its backend."""
+
+    Config: type[StepConfig]
+    VERSION: int
+
+    def measure(self, artifact: Artifact, config: Any, context: Context) -> list[Measurement]: ...
+
+
+def step(name: str) -> Step:
+    """Return the step module a ``use:`` names. Raises `InputError` with the nearest match."""
+    if name not in step_names():
+        raise InputError(f"no step is called '{name}'{nearest(name, step_names())} Allowed: {', '.join(step_names())}")
+    return cast(Step, internal(name))
+
+
+def internal(name: str) -> ModuleType:
+    """Return any step-shaped module of the package (``data.pack``, ``models.initialize``) or an entry point."""
+    for entry in entry_points(group=GROUP, name=name):
+        return cast(ModuleType, entry.load())
+    module = f"compress.{name}" if "." in name else f"compress.{name}.step"
+    return importlib.import_module(module)
+
+
+def load(folder: str, name: str) -> ModuleType:
+    """Return the plugin of that name in a folder given as ``prune.importance``. Raises `InputError`."""
+    allowed = available(folder)
+    if name not in allowed:
+        what = folder.rsplit(".", 1)[-1]
+        raise InputError(f"no {what} is called '{name}'{nearest(name, allowed)} Allowed: {', '.join(allowed)}")
+    return internal(f"{folder}.{name}")
+
+
+def available(folder: str) -> list[str]:
+    """Return the names of a folder's plugins (modules holding one), sorted, without importing them."""
+    spec = importlib.util.find_spec(f"compress.{folder}")
+    own = [m.name for m in pkgutil.iter_modules(spec.submodule_search_locations if spec else None) if not m.ispkg]
+    prefix = f"{folder}."
+    others = [e.name.removeprefix(prefix) for e in entry_points(group=GROUP) if e.name.startswith(prefix)]
+    return sorted({*own, *(name for name in others if "." not in name)})
+
+
+def step_names() -> list[str]:
+    """Return every name ``use:`` may have, sorted."""
+    return sorted(_step_names())
+
+
+def _step_names() -> Iterator[str]:
+    for folder in STEP_FOLDERS:
+        for name in available(folder):
+            qualified = folder if name == "step" else f"{folder}.{name}"
+            if _is_step(qualified):
+                yield qualified
+
+
+def _is_step(name: str) -> bool:
+    """A module is a step when its source defines ``PRODUCES``; reading it avoids importing every helper."""
+    module = f"compress.{name}" if "." in name else f"compress.{name}.step"
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return any(True for _ in entry_points(group=GROUP, name=name))
+    return "\nPRODUCES" in Path(spec.origin).read_text(encoding="utf-8")

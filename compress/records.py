@@ -1,0 +1,208 @@
+"""What flows through the program: immutable, torch-free, JSON-serializable.
+
+A step turns one `Artifact` into another; a measurement turns an artifact into `Measurement`s; the engine
+gathers both into `StepRecord`s, and these into the one `RunRecord` that the report is a pure function of.
+"""
+
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+JsonValue = Any
+
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Bytes an element takes, by the dtype names of the safetensors format."""
+
+
+class Record(BaseModel):
+    """An immutable value with no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(Record):
+    """Shape and dtype (safetensors name, such as ``BF16``) of one stored tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * DTYPE_BYTES[self.dtype]
+
+
+class ModelSpec(Record):
+    """What a model is, known without its weights: its configuration and every tensor it stores.
+
+    `num_parameters` counts the logical weights (tied ones once); a packed integer tensor stores several in
+    one element, so it is not the sum over `tensors`.
+    """
+
+    config: dict[str, JsonValue]
+    tensors: dict[str, TensorSpec]
+    num_parameters: int
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.get("model_type", "unknown"))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of tensor payload, without headers, configuration or tokenizer."""
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    @property
+    def size(self) -> "Size":
+        return Size(num_parameters=self.num_parameters, weight_bytes=self.weight_bytes)
+
+
+class Size(Record):
+    """The two figures a model is bought by."""
+
+    num_parameters: int
+    weight_bytes: int
+
+
+class Artifact(Record):
+    """One committed result: a folder that never changes, named by the hash of all that made it.
+
+    kind: ``hf`` (float safetensors folder), ``packed`` (integers and scales, compressed-tensors layout),
+    ``bitsandbytes``, ``onnx``, ``tokenizer``, ``tokens``, ``tasks``, ``measurements``.
+    """
+
+    key: str
+    kind: str
+    path: Path
+    spec: ModelSpec | None = None
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Outcome(Record):
+    """What a step hands back beside the files it wrote: the realized model and facts worth a line."""
+
+    spec: ModelSpec | None = None
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Work(Record):
+    """An estimate of what a step takes, made before it runs."""
+
+    flops: float = 0.0
+    peak_memory_bytes: int = 0
+    disk_bytes: int = 0
+
+
+class Measurement(Record):
+    """One figure with its unit, sample size and 95 % interval.
+
+    `labels` tell figures of one name apart: ``{"task": "world_facts"}``,
+    ``{"batch_size": 1, "prompt_tokens": 128}``. `beside` holds the same figure for another model taken in
+    the same process and alternation (``{"original": 12.1}``), so that the ratio survives a noisy machine.
+    """
+
+    name: str
+    value: float
+    unit: str
+    higher_is_better: bool
+    labels: dict[str, str | int] = Field(default_factory=dict)
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    beside: dict[str, float] = Field(default_factory=dict)
+    note: str | None = None
+
+
+class Generation(Record):
+    """One prompt and what the model wrote after it (greedy). Hostile text: escape it."""
+
+    prompt: str
+    text: str
+
+
+class CurvePoint(Record):
+    """One point of a training curve."""
+
+    tokens: int
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+
+
+class StepRecord(Record):
+    """One step of one run: what was asked, what it made, what it took, what was measured."""
+
+    name: str
+    use: str
+    kind: str
+    role: Literal["original", "student", "baseline"]
+    parent: str | None
+    key: str
+    cached: bool
+    settings: dict[str, JsonValue]
+    inputs: dict[str, str] = Field(default_factory=dict)
+    seconds: float
+    peak_memory_bytes: int
+    disk_bytes: int
+    predicted: Size
+    realized: Size
+    estimated_seconds: float | None = None
+    estimated_peak_memory_bytes: int | None = None
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    generations: tuple[Generation, ...] = ()
+
+
+class GateResult(Record):
+    """Whether one leaf of the pipeline stayed inside one gate."""
+
+    gate: str
+    step: str
+    limit: float
+    measured: float
+    passed: bool
+
+
+class RunRecord(Record):
+    """The whole run: everything the report says, and nothing it has to compute from weights."""
+
+    version: Literal[1] = 1
+    id: str
+    name: str
+    status: Literal["running", "done", "failed", "interrupted", "gates failed"]
+    rehearsal: bool = False
+    started: str
+    finished: str | None = None
+    seconds: float = 0.0
+    command: str
+    pipeline: str
+    seed: int
+    environment: dict[str, str]
+    usd_per_hour: float | None = None
+    chance: dict[str, float] = Field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+    steps: tuple[StepRecord, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+    error: str | None = None
+
+    def step(self, name: str) -> StepRecord:
+        """Return the step of that name. Raises `KeyError`."""
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise KeyError(name)
+
+    @property
+    def leaves(self) -> tuple[StepRecord, ...]:
+        """The students nothing was built on: the candidates to ship."""
+        parents = {step.parent for step in self.steps}
+        return tuple(s for s in self.steps if s.role == "student" and s.name not in parents)
