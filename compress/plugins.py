@@ -13,7 +13,8 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, Protocol, cast
@@ -130,7 +131,7 @@ def step(name: str) -> Step:
 
 def internal(name: str) -> ModuleType:
     """Return any step-shaped module of the package (``data.pack``, ``models.initialize``) or an entry point."""
-    for entry in entry_points(group=GROUP, name=name):
+    for entry in _entry_points().select(name=name):
         return cast(ModuleType, entry.load())
     module = f"compress.{name}" if "." in name else f"compress.{name}.step"
     return importlib.import_module(module)
@@ -150,13 +151,19 @@ def available(folder: str) -> list[str]:
     spec = importlib.util.find_spec(f"compress.{folder}")
     own = [m.name for m in pkgutil.iter_modules(spec.submodule_search_locations if spec else None) if not m.ispkg]
     prefix = f"{folder}."
-    others = [e.name.removeprefix(prefix) for e in entry_points(group=GROUP) if e.name.startswith(prefix)]
+    others = [e.name.removeprefix(prefix) for e in _entry_points() if e.name.startswith(prefix)]
     return sorted({*own, *(name for name in others if "." not in name)})
 
 
-def step_names() -> list[str]:
+@cache
+def step_names() -> tuple[str, ...]:
     """Return every name ``use:`` may have, sorted."""
-    return sorted(_step_names())
+    return tuple(sorted(_step_names()))
+
+
+@cache
+def _entry_points() -> EntryPoints:
+    return entry_points(group=GROUP)
 
 
 def _step_names() -> Iterator[str]:
@@ -172,5 +179,5 @@ def _is_step(name: str) -> bool:
     module = f"compress.{name}" if "." in name else f"compress.{name}.step"
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        return any(True for _ in entry_points(group=GROUP, name=name))
+        return bool(_entry_points().select(name=name))
     return "\nPRODUCES" in Path(spec.origin).read_text(encoding="utf-8")

@@ -168,7 +168,8 @@ class GateResult(Record):
     gate: str
     step: str
     limit: float
-    measured: float
+    measured: float | None
+    """``None`` when the figure was not measured; such a gate has not passed."""
     passed: bool
 
 
@@ -188,6 +189,7 @@ class RunRecord(Record):
     seed: int
     environment: dict[str, str]
     usd_per_hour: float | None = None
+    utilisation: float = 1.0
     chance: dict[str, float] = Field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     steps: tuple[StepRecord, ...] = ()

@@ -1,0 +1,152 @@
+"""The public functions: what the console script calls, and a notebook can."""
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from compress.engine.doctor import doctor
+from compress.engine.runs import find_run
+from compress.engine.store import Store
+from compress.errors import InputError, nearest
+from compress.pipeline.json_schema import pipeline_schema
+from compress.pipeline.plan import Plan
+from compress.pipeline.scaffold import scaffold
+from compress.pipeline.schema import Pipeline, load_pipeline
+from compress.records import RunRecord
+
+__all__ = [
+    "collect_garbage",
+    "compare",
+    "doctor",
+    "export_student",
+    "find_run",
+    "load_pipeline",
+    "make_plan",
+    "pipeline_schema",
+    "run",
+    "scaffold",
+    "write_report",
+]
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+def make_plan(pipeline: Pipeline, *, rehearsal: bool = False) -> Plan:
+    """Return everything the pipeline would make: keys, exact sizes, estimates. Reads no weights, runs nothing.
+
+    Raises `InputError` for what cannot work.
+    """
+    from compress.pipeline import planner
+
+    return planner.make_plan(pipeline, Store().memo, rehearsal)
+
+
+def run(
+    pipeline: Pipeline,
+    *,
+    until: str | None = None,
+    redo_from: str | None = None,
+    rehearsal: bool = False,
+    listener: Listener | None = None,
+) -> RunRecord:
+    """Make and measure everything in the pipeline that is not in the store yet; return the run's record.
+
+    until: stop after this step. redo_from: make this step and all that follows from it anew. rehearsal: on a tiny
+    random model of the same family, with built-in data. listener: called with every event (see `engine.events`).
+    Raises the `CompressError` that stopped it; what was finished is kept and the record on disk says how far it got.
+    """
+    from compress.engine.execute import Execution
+    from compress.engine.runs import run_id, runs_folder, save_ingredients
+
+    store = Store()
+    plan = make_plan(pipeline, rehearsal=rehearsal)
+    _check_step(plan, until)
+    _check_step(plan, redo_from)
+    if until:
+        plan = plan.until(until)
+    if redo_from:
+        for node in plan.after(redo_from):
+            store.discard(node.key)
+    name = f"{pipeline.name}-test" if rehearsal else pipeline.name
+    identity = run_id(name, plan)
+    folder = runs_folder(store.root) / identity
+    folder.mkdir(parents=True, exist_ok=True)
+    save_ingredients(plan, folder)
+    (folder / "pipeline.yaml").write_text(pipeline.text)
+    with _events_file(folder, listener) as listen:
+        draft = _draft(pipeline, identity, name, rehearsal)
+        return Execution(plan, draft, folder, store, pipeline.gates, listen).run()
+
+
+def write_report(record: RunRecord, folder: Path | None = None) -> Path:
+    """Write the run's HTML report into a folder (``reports``) and return its path."""
+    from compress.report import write_report as write
+
+    return write(record, (folder or Path("reports")) / f"{record.id}.html")
+
+
+def compare(a: RunRecord, b: RunRecord) -> str:
+    """Return what differs between two runs, as text."""
+    from compress.report import compare as compare_records
+
+    return compare_records(a, b)
+
+
+def export_student(record: RunRecord, step: str, folder: Path) -> Path:
+    """Copy a student out of the store into a new folder, with a model card. Return the folder."""
+    from compress.engine.export_student import export_student as export
+
+    return export(Store(), record, step, folder)
+
+
+def collect_garbage(*, keep_runs: int = 1, dry_run: bool = False) -> tuple[int, int]:
+    """Delete what no kept run needs: all but the latest `keep_runs` runs of each pipeline. Return (entries, bytes)."""
+    from compress.engine.garbage import collect
+
+    return collect(Store(), keep_runs=keep_runs, dry_run=dry_run)
+
+
+def _check_step(plan: Plan, name: str | None) -> None:
+    names = [node.name for node in plan.models]
+    if name is not None and name not in names:
+        raise InputError(f"the pipeline has no step '{name}'{nearest(name, names)} Allowed: {', '.join(names)}")
+
+
+def _draft(pipeline: Pipeline, identity: str, name: str, rehearsal: bool) -> RunRecord:
+    from compress.environment import environment
+    from compress.plugins import internal
+
+    demo_tasks: dict[str, float] = internal("data.world.__init__").DEMO_TASKS
+    return RunRecord(
+        id=identity,
+        name=name,
+        status="running",
+        rehearsal=rehearsal,
+        started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        pipeline=pipeline.text,
+        seed=pipeline.seed,
+        environment=environment(),
+        usd_per_hour=pipeline.cost.usd_per_hour if pipeline.cost else None,
+        utilisation=pipeline.cost.utilisation if pipeline.cost else 1.0,
+        chance={task: demo_tasks[task] for task in pipeline.evaluate.tasks if task in demo_tasks},
+        tasks=pipeline.evaluate.tasks,
+    )
+
+
+@contextlib.contextmanager
+def _events_file(folder: Path, listener: Listener | None) -> Iterator[Listener]:
+    from compress.engine.events import to_file
+
+    with (folder / "events.jsonl").open("a") as stream:
+        listeners = [to_file(stream)] + ([listener] if listener else [])
+
+        def listen(event: dict[str, Any]) -> None:
+            for each in listeners:
+                each(event)
+
+        yield listen

@@ -1,0 +1,88 @@
+"""A dataset of the Hugging Face hub, whole or streamed, pinned to the commit it was resolved to."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from compress.errors import InputError, nearest
+from compress.plugins import StepConfig
+
+VERSION = 1
+
+SHUFFLE_BUFFER = 10_000
+
+
+class Config(StepConfig):
+    """Which dataset, and which part of it."""
+
+    id: str
+    """``owner/name`` on the hub."""
+    config: str | None = None
+    """The dataset's configuration (subset), where it has several."""
+    split: str = "train"
+    """Which split to read; slices such as ``train[:1%]`` work when not streaming."""
+    field: str = "text"
+    """The column that holds the text."""
+    streaming: bool = False
+    """Read over the network as needed, instead of downloading first."""
+    revision: str = "main"
+    """Branch, tag or commit."""
+    shuffle: bool = True
+    """Draw documents in a seeded order (streaming: within a buffer of 10,000), not as they stand."""
+
+
+def texts(config: Config, seed: int) -> Iterator[str]:
+    """Yield the column's texts. Raises `InputError` for what the hub or the dataset does not have."""
+    dataset = _open(config)
+    columns = dataset.column_names or [config.field]
+    if config.field not in columns:
+        raise InputError(
+            f"the dataset '{config.id}' has no column '{config.field}'{nearest(config.field, columns)} "
+            f"There are: {', '.join(columns)}"
+        )
+    if config.shuffle:
+        dataset = dataset.shuffle(seed, **({"buffer_size": SHUFFLE_BUFFER} if config.streaming else {}))
+    return (row[config.field] for row in dataset)
+
+
+def digest(config: Config) -> str:
+    """Return id, part and the commit that `revision` means now. Raises `InputError` when out of reach."""
+    return f"{config.id}@{_commit(config.id, config.revision)}:{config.config}:{config.split}:{config.field}"
+
+
+@cache
+def _commit(dataset: str, revision: str) -> str:
+    """Return the commit of a revision; a full commit hash needs no asking, and so no network."""
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        return str(HfApi().dataset_info(dataset, revision=revision).sha)
+    except (HTTPError, OSError, ValueError) as error:
+        raise InputError(
+            f"the dataset '{dataset}' at '{revision}' cannot be found on the hub: {_first_line(error)}. "
+            "Without a network, give a full commit hash as `revision`, or use the source `text` or `jsonl`"
+        ) from error
+
+
+def _open(config: Config) -> Any:
+    from datasets import load_dataset
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        return load_dataset(
+            config.id,
+            config.config,
+            split=config.split,
+            streaming=config.streaming,
+            revision=_commit(config.id, config.revision),
+        )
+    except (HTTPError, OSError, ValueError) as error:
+        raise InputError(f"the dataset '{config.id}' cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

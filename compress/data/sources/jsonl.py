@@ -1,0 +1,52 @@
+"""JSON-lines files: one object a line, the text in one of its fields."""
+
+import json
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from compress.data.files import digest_files, require_file
+from compress.errors import InputError, nearest
+from compress.plugins import StepConfig
+
+VERSION = 1
+
+
+class Config(StepConfig):
+    """Which files to read, and which field holds the text."""
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, in this order, UTF-8, one JSON object a line. Blank lines are skipped."""
+    field: str = "text"
+    """The key of the text in each object."""
+
+
+def texts(config: Config, seed: int) -> Iterator[str]:
+    """Yield the texts in their order (the seed changes nothing). Raises `InputError` with file and line."""
+    for path in config.paths:
+        with require_file(path).open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _text(line, config.field, f"{path}:{number}")
+
+
+def digest(config: Config) -> str:
+    """Return the SHA-256 over the files' contents and the field's name."""
+    return f"{digest_files(config.paths)}:{config.field}"
+
+
+def _text(line: bytes, field: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: not a JSON object but {type(record).__name__}")
+    if field not in record:
+        raise InputError(
+            f"{where}: no field '{field}'{nearest(field, record)} There are: {', '.join(record)}"
+        )
+    text = record[field]
+    if not isinstance(text, str):
+        raise InputError(f"{where}: the field '{field}' holds no text but {type(text).__name__}")
+    return text

@@ -1,0 +1,47 @@
+"""Text or Markdown files, read as they stand."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from compress.data.files import digest_files, require_file
+from compress.errors import InputError
+from compress.plugins import StepConfig
+
+VERSION = 1
+
+
+class Config(StepConfig):
+    """Which files to read, and where a document ends."""
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, in this order, UTF-8."""
+    documents: Literal["blank_lines", "files"] = "blank_lines"
+    """``blank_lines``: blank lines part documents. ``files``: each file is one (and is read whole)."""
+
+
+def texts(config: Config, seed: int) -> Iterator[str]:
+    """Yield the documents in their order (the seed changes nothing). Raises `InputError` for a bad file."""
+    for path in config.paths:
+        yield from _documents(require_file(path), config.documents)
+
+
+def digest(config: Config) -> str:
+    """Return the SHA-256 over the files' contents, in their order."""
+    return digest_files(config.paths)
+
+
+def _documents(path: Path, kind: Literal["blank_lines", "files"]) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            if kind == "files":
+                yield lines.read()
+                return
+            for is_text, group in groupby(lines, key=lambda line: bool(line.strip())):
+                if is_text:
+                    yield "".join(group).rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error

@@ -1,0 +1,68 @@
+"""Token ids as a flat memory-mapped file of equal rows: what training and calibration read.
+
+A folder holds ``tokens.bin`` (little-endian, ``[num_sequences, sequence_length]``) and ``tokens.json``, which
+is written last. Rows are read where they lie, so a corpus far larger than memory costs none.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.errors import InputError
+
+BIN, JSON = "tokens.bin", "tokens.json"
+
+Ids = np.ndarray[tuple[int, int], np.dtype[Any]]
+
+
+def id_dtype(vocabulary: int) -> np.dtype[Any]:
+    """Return the narrowest stored integer that holds every id below `vocabulary`."""
+    return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
+
+
+class PackedTokens:
+    """Rows of token ids, all of one length."""
+
+    def __init__(self, ids: Ids) -> None:
+        self._ids = ids
+
+    @classmethod
+    def open(cls, folder: Path) -> "PackedTokens":
+        """Map a `tokens` artifact. Raises `InputError` when it is none, or was cut short."""
+        try:
+            facts = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"{folder} holds no packed tokens: {JSON} is missing") from error
+        shape = (facts["num_sequences"], facts["sequence_length"])
+        dtype = np.dtype(facts["dtype"])
+        expected = shape[0] * shape[1] * dtype.itemsize
+        if (size := (folder / BIN).stat().st_size) != expected:
+            raise InputError(f"{folder / BIN} has {size} bytes where {JSON} promises {expected}")
+        return cls(np.memmap(folder / BIN, dtype=dtype, mode="r", shape=shape))
+
+    @property
+    def num_sequences(self) -> int:
+        return self._ids.shape[0]
+
+    @property
+    def sequence_length(self) -> int:
+        return self._ids.shape[1]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return rows `start` up to, not including, `stop`: int64 ``[n, T]``."""
+        return torch.from_numpy(self._ids[start:stop].astype(np.int64))
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Return the rows of these indices, in their order: int64 ``[n, T]``."""
+        return torch.from_numpy(self._ids[list(indices)].astype(np.int64))
+
+
+def order(num_sequences: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of one epoch: int64 ``[num_sequences]``, the same for the same three numbers."""
+    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    return torch.randperm(num_sequences, generator=torch.Generator().manual_seed(int(mixed) >> 1))

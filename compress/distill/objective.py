@@ -1,0 +1,85 @@
+"""Learning from a teacher while it runs: two forward passes, one tile of both models' logits at a time.
+
+Shapes: B sequences, T positions, N tokens of a tile, V ids both models have.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from compress.errors import InputError
+from compress.train.head import hidden_states, next_tokens, plain_head, project, tiled_loss
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""Logits of the student and of the teacher, both fp32 ``[N, V]`` → divergences ``[N]`` in nats."""
+
+
+class Distillation(nn.Module):
+    """``(1 − w) · T² · D(teacher ‖ student) + w · CE``, summed over every token that has a next one.
+
+    Distributions are compared over the ids both models have: vocabularies of one tokenizer differ only in
+    padding. T² keeps the gradient's size independent of the temperature (Hinton et al. 2015, §2.1).
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        divergence: Divergence,
+        temperature: float,
+        label_weight: float,
+        num_ids: int,
+    ) -> None:
+        """`num_ids`: how many ids the tokenizer has. Raises `InputError` when a model has fewer."""
+        super().__init__()
+        heads = plain_head(student), plain_head(teacher)
+        self.vocabulary = min(len(head.weight) for head in heads)
+        if self.vocabulary < num_ids:
+            raise InputError(
+                f"the tokenizer has {num_ids} ids, but teacher or student only {self.vocabulary}"
+            )
+        self.student, self.teacher = student, teacher.eval().requires_grad_(False)
+        # The divergence of close models is smaller than the rounding of bf16 logits.
+        self.teacher_weight: Tensor
+        self.teacher_bias: Tensor | None
+        self.register_buffer("teacher_weight", heads[1].weight[: self.vocabulary].float(), persistent=False)
+        bias = heads[1].bias
+        self.register_buffer(
+            "teacher_bias", bias if bias is None else bias[: self.vocabulary].float(), persistent=False
+        )
+        self.divergence, self.temperature, self.label_weight = divergence, temperature, label_weight
+
+    def forward(self, ids_BT: Tensor) -> tuple[Tensor, int]:
+        """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
+        targets_N = next_tokens(ids_BT)
+        teach = self._teacher_logits(ids_BT) if self.label_weight < 1 else None
+
+        def loss(logits_NV: Tensor, rows: slice) -> Tensor:
+            loss_N = logits_NV.new_zeros(len(logits_NV))
+            if self.label_weight > 0:
+                loss_N = self.label_weight * functional.cross_entropy(
+                    logits_NV, targets_N[rows], reduction="none"
+                )
+            if teach is not None:
+                student_NV, teacher_NV = logits_NV[:, : self.vocabulary], teach(rows)
+                T = self.temperature
+                divergence_N = self.divergence(student_NV / T, teacher_NV.to(student_NV.dtype) / T)
+                loss_N = loss_N + (1 - self.label_weight) * T**2 * divergence_N
+            return loss_N
+
+        hidden_ND = hidden_states(self.student, ids_BT)
+        return tiled_loss(hidden_ND, self.student.get_output_embeddings(), loss), len(targets_N)
+
+    def _teacher_logits(self, ids_BT: Tensor) -> Callable[[slice], Tensor]:
+        """Run the teacher's layers now; return its logits of a slice of tokens when asked."""
+        with torch.inference_mode():
+            hidden_ND = hidden_states(self.teacher, ids_BT)
+
+        def logits(rows: slice) -> Tensor:
+            with torch.no_grad():
+                return project(hidden_ND[rows], self.teacher_weight, self.teacher_bias)
+
+        return logits

@@ -1,0 +1,85 @@
+"""Distill: the student learns the teacher's distribution over the next token, and the text as far as asked.
+
+    L = (1 − w) · T² · D(teacher at T ‖ student at T) + w · CE(text)
+
+The default, forward KL at T = 1 without labels, is what recovered pruned models best in Muralidharan et al.
+2024 (Minitron, arXiv:2407.14679).
+"""
+
+from collections.abc import Mapping
+
+from pydantic import Field, field_validator
+
+from compress import plugins
+from compress.errors import nearest
+from compress.plugins import Context, ModelRef
+from compress.records import Artifact, ModelSpec, Outcome, Work
+from compress.train.cost import training_work
+from compress.train.settings import TrainingSettings, rehearsed
+
+VERSION = 1
+ACCEPTS = ("hf",)
+PRODUCES = "hf"
+
+LOSSES = "distill.losses"
+
+
+class Config(TrainingSettings):
+    """How to train, and what to learn from whom."""
+
+    teacher: ModelRef = "original"
+    """Whose distribution to learn: ``original`` or a step's name. It must have the student's tokenizer."""
+    divergence: str = "forward_kl"
+    """How to compare the distributions: a file of ``compress/distill/losses``."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Both models' logits are divided by it; above 1 the unlikely tokens count more."""
+    label_weight: float = Field(default=0.0, ge=0, le=1)
+    """The share w of the text's own next tokens in the loss; 1 is training without a teacher."""
+
+    @field_validator("divergence")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        allowed = plugins.available(LOSSES)
+        if name not in allowed:
+            raise ValueError(
+                f"no divergence is called '{name}'{nearest(name, allowed)} Allowed: {', '.join(allowed)}"
+            )
+        return name
+
+
+def predict(spec: ModelSpec, config: Config) -> ModelSpec:
+    """Return the parent's spec: training changes values only."""
+    return spec
+
+
+def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
+    """Return about what the training takes, the teacher's forward passes included."""
+    return training_work(spec, config, inputs.get("teacher"))
+
+
+def rehearse(config: Config) -> Config:
+    """Return the settings with a few steps of a few sequences."""
+    return rehearsed(config)
+
+
+def run(parent: Artifact, config: Config, context: Context) -> Outcome:
+    """Write the trained model, in the parent's dtypes.
+
+    Raises `InputError` for a teacher with another tokenizer, or too few ids for it.
+    """
+    from compress.distill.objective import Distillation
+    from compress.distill.teacher import check_same_tokenizer, load_teacher
+    from compress.train.student import train_student
+
+    folder = context.inputs["teacher"].path
+    num_ids = check_same_tokenizer(parent.path, folder)
+    teacher = load_teacher(folder, config.precision)
+    divergence = plugins.load(LOSSES, config.divergence).divergence
+    return train_student(
+        parent,
+        config,
+        context,
+        lambda student: Distillation(
+            student, teacher, divergence, config.temperature, config.label_weight, num_ids
+        ),
+    )

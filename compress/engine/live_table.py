@@ -1,0 +1,69 @@
+"""The table a person watches while a run works: one line a model, redrawn in place."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from compress.engine.events import describe_progress, duration
+
+Event = dict[str, Any]
+
+
+class LiveTable:
+    """Listens to events; draws what is done, what works and what waits."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._draw)
+        self._rows: dict[str, str] = {}
+        self._uses: dict[str, str] = {}
+        self._spent: dict[str, float] = {}
+        self._now = ""
+        self._started = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        kind, node = event["event"], event.get("node", "")
+        about = event.get("about", node)
+        if kind == "plan":
+            self._uses = {row["name"]: row["use"] for row in event["models"]}
+            self._rows = dict.fromkeys(self._uses, "waiting")
+            self._live.start()
+        elif kind == "cached":
+            self._rows[about] = "from the store"
+        elif kind == "start":
+            self._started = time.monotonic()
+            self._say(about, node, "starting")
+        elif kind == "progress":
+            self._say(about, node, describe_progress(event))
+        elif kind in ("warning", "waiting"):
+            self._console.print(f"[yellow]{node}: {event['message']}")
+        elif kind == "done":
+            self._spent[about] = self._spent.get(about, 0.0) + event["seconds"]
+            self._rows[about] = f"done, {duration(self._spent[about])}"
+            self._now = ""
+        elif kind == "failed":
+            self._rows[about] = "[red]failed"
+        elif kind == "finish":
+            self._now = ""
+            self._live.stop()
+
+    def _say(self, about: str, node: str, what: str) -> None:
+        part = node.removeprefix(f"{about}/") if node != about else ""
+        line = f"{part + ': ' if part else ''}{what}"
+        if about in self._rows:
+            self._rows[about] = line
+            self._now = ""
+        else:
+            self._now = f"{node}: {what}"
+
+    def _draw(self) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), caption=self._now or None, caption_justify="left")
+        table.add_column("step", style="bold")
+        table.add_column("use", style="dim")
+        table.add_column("state", min_width=48)
+        for name, state in self._rows.items():
+            table.add_row(name, self._uses[name], state)
+        return table

@@ -1,0 +1,73 @@
+"""A plan as a person reads it: a line a model, cached or why not, exact sizes, estimates."""
+
+from collections.abc import Iterator, Sequence
+
+from compress.engine.events import duration
+from compress.engine.rates import Rates
+from compress.engine.runs import last_ingredients
+from compress.engine.store import Store
+from compress.pipeline.plan import Node, Plan, why_not_cached
+
+HEADER = ("step", "use", "from", "parameters", "weights", "memory", "time", "cost", "state")
+
+
+def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None = None) -> str:
+    """Return the plan as text.
+
+    Parameters and bytes are exact. Memory and time are estimates: for modules this machine has run before, from
+    what they took; a ``~`` marks them, ``?`` what nothing is known about yet. Time includes the measurements.
+    """
+    rates = Rates(store.root)
+    earlier = last_ingredients(name, store.root)
+    rows = []
+    total = 0.0
+    for node in plan.models:
+        state = _state(node, plan, store, earlier)
+        seconds = _seconds(node, plan, store, rates)
+        total += seconds or 0.0
+        rows.append(_row(node, state, seconds, usd_per_hour))
+    footer = f"about {duration(total)} of work" + _cost(total, usd_per_hour, ", about ")
+    return "\n".join([*align([HEADER, *rows]), footer if total else "everything is in the store"])
+
+
+def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield rows as lines with columns of equal width."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _state(node: Node, plan: Plan, store: Store, earlier: dict[str, dict[str, object]]) -> str:
+    if node.given:
+        return "a folder on disk"
+    if node.key not in store:
+        return f"to run ({why_not_cached(node, earlier)})"
+    missing = [m.name.rpartition("/")[2] for m in plan.measurements_of(node.name) if m.key not in store]
+    return f"cached, to measure: {', '.join(missing)}" if missing else "cached"
+
+
+def _seconds(node: Node, plan: Plan, store: Store, rates: Rates) -> float | None:
+    """Time the node and its measurements still take; ``None`` when something of it is unknown."""
+    missing = [n for n in (node, *plan.measurements_of(node.name)) if not n.given and n.key not in store]
+    known = [rates.seconds(n) for n in missing]
+    return None if None in known and not any(known) else sum(s or 0.0 for s in known)
+
+
+def _row(node: Node, state: str, seconds: float | None, usd_per_hour: float | None) -> tuple[str, ...]:
+    assert node.spec is not None
+    memory = node.work.peak_memory_bytes
+    return (
+        node.name,
+        node.use,
+        node.parent or "",
+        f"{node.spec.num_parameters:,}",
+        f"{node.spec.weight_bytes:,} B",
+        f"~{memory / 2**30:.2f} GiB" if memory else "?",
+        "" if seconds == 0 else f"~{duration(seconds)}" if seconds else "?",
+        _cost(seconds or 0.0, usd_per_hour, "~"),
+        state,
+    )
+
+
+def _cost(seconds: float, usd_per_hour: float | None, before: str) -> str:
+    return f"{before}${seconds / 3600 * usd_per_hour:.2f}" if usd_per_hour is not None and seconds else ""

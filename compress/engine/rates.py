@@ -1,0 +1,47 @@
+"""How fast this machine has been at each kind of work, learned from what it ran: the base of the plan's times."""
+
+import json
+import os
+from pathlib import Path
+
+from compress.environment import device_class
+from compress.pipeline.plan import Node
+
+REMEMBERED = 5
+ASSUMED_FLOPS_PER_SECOND = {"cpu": 1e11, "gpu": 1.5e14}
+"""Before anything was measured: a couple of processor cores, and a data-centre card at a third of its peak."""
+
+
+class Rates:
+    """Medians of the last few FLOP/s (or seconds, for work without an estimate) by module."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root / "rates.json"
+        self._samples: dict[str, list[float]] = (
+            json.loads(self._path.read_text()) if self._path.exists() else {}
+        )
+
+    def seconds(self, node: Node) -> float | None:
+        """Return how long a node will take, or ``None`` where there is nothing to go by."""
+        samples = self._samples.get(self._name(node))
+        if node.work.flops:
+            device = "cpu" if device_class() == "cpu" else "gpu"
+            return node.work.flops / (_median(samples) if samples else ASSUMED_FLOPS_PER_SECOND[device])
+        return _median(samples) if samples else None
+
+    def learn(self, node: Node, seconds: float) -> None:
+        """Remember what a node took."""
+        figure = node.work.flops / seconds if node.work.flops else seconds
+        samples = self._samples.setdefault(self._name(node), [])
+        samples.append(figure)
+        del samples[:-REMEMBERED]
+        temporary = self._path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(self._samples))
+        temporary.replace(self._path)
+
+    def _name(self, node: Node) -> str:
+        return f"{node.use} on {device_class()}"
+
+
+def _median(samples: list[float]) -> float:
+    return sorted(samples)[len(samples) // 2]

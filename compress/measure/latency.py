@@ -1,0 +1,165 @@
+"""How fast a model answers, beside the original in the same minutes of the same process.
+
+Both take turns, A B A B, under a machine-wide lock and with a fixed number of threads: absolute times belong
+to this machine on this day, the ratio survives. `context.inputs`: ``original`` (absent, or the artifact
+itself: alone).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from compress.errors import InputError
+from compress.plugins import Context, StepConfig
+from compress.records import Artifact, Measurement
+
+if TYPE_CHECKING:
+    from compress.backends.interface import Backend, OpenOptions
+    from compress.meters.timing import Lend, Sample, Shape
+
+VERSION = 1
+
+SAMPLES = "samples.json"
+
+
+class Config(StepConfig):
+    """The profile: every batch size with every prompt length."""
+
+    batch_sizes: tuple[int, ...] = (1,)
+    """Sequences generated together."""
+    prompt_tokens: tuple[int, ...] = (128,)
+    """Tokens read before the first is written."""
+    new_tokens: int = Field(default=32, ge=2)
+    """Tokens written, whatever they are: end-of-sequence is ignored."""
+    repeats: int = Field(default=5, ge=1)
+    """Timed rounds, in each of which every model takes its turn."""
+    warm_up: int = Field(default=1, ge=0)
+    """Untimed rounds after opening."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of the runtimes; torch's own choice when not given."""
+
+
+def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:
+    """Return `time_to_first_token`, `time_per_output_token`, `tokens_per_second` and the prefill's.
+
+    Values are medians; p90 and threads stand in the note and every sample in ``samples.json``. Tokens a
+    second count the whole batch. Raises `InputError` when the profile is longer than the model reads.
+    """
+    import torch
+
+    from compress.backends.interface import OpenOptions
+    from compress.meters.timing import alternate, machine_lock
+
+    original = context.inputs.get("original", artifact)
+    models = [artifact] if original.key == artifact.key else [artifact, original]
+    options = OpenOptions(num_threads=config.num_threads or torch.get_num_threads())
+
+    def on_round(done: int) -> None:
+        context.progress(done, config.repeats, "rounds")
+        if context.stopping:
+            context.stop()
+
+    with machine_lock(), ExitStack() as opened:
+        lenders = _lenders(models, config, options, opened)
+        samples = alternate(lenders, shapes(config), config.repeats, on_round)
+    _write_samples(samples, context)
+    named = dict(zip(("this", "original"), samples, strict=False))
+    return [m for shape in shapes(config) for m in _measurements(shape, named, options)]
+
+
+def shapes(config: Config) -> "list[Shape]":
+    """Return what is generated, smallest first."""
+    from compress.meters.timing import Shape
+
+    return [
+        Shape(b, t, config.new_tokens)
+        for b, t in product(sorted(config.batch_sizes), sorted(config.prompt_tokens))
+    ]
+
+
+def _lenders(
+    models: Sequence[Artifact], config: Config, options: "OpenOptions", opened: ExitStack
+) -> "list[Lend]":
+    """Return how each model is had for a turn: open all along where all fit, else opened for every turn."""
+    from compress.meters.memory import fit_together
+    from compress.models.device import default_device
+
+    if not fit_together(list(models), default_device()):
+        return [partial(_warm, model, config, options) for model in models]
+    backends = [opened.enter_context(_warm(model, config, options)) for model in models]
+    return [partial(_kept, backend) for backend in backends]
+
+
+@contextmanager
+def _kept(backend: "Backend") -> "Iterator[Backend]":
+    yield backend
+
+
+@contextmanager
+def _warm(artifact: Artifact, config: Config, options: "OpenOptions") -> "Iterator[Backend]":
+    from compress.backends.opening import open_artifact
+    from compress.meters.timing import time_generation
+
+    with closing(open_artifact(artifact, options)) as backend:
+        longest = max(config.prompt_tokens) + config.new_tokens
+        if longest > backend.num_positions:
+            raise InputError(
+                f"profile: prompt_tokens and new_tokens make {longest}, but the model reads at most "
+                f"{backend.num_positions} tokens"
+            )
+        for _ in range(config.warm_up):
+            for shape in shapes(config):
+                time_generation(backend, shape)
+        yield backend
+
+
+def _measurements(
+    shape: "Shape", samples: "dict[str, dict[Shape, list[Sample]]]", options: "OpenOptions"
+) -> list[Measurement]:
+    """Return the four figures of one shape from every model's samples."""
+    from compress.meters.timing import percentile
+
+    labels: dict[str, str | int] = {"batch_size": shape.batch_size, "prompt_tokens": shape.prompt_tokens}
+    own = samples["this"][shape]
+
+    def figure(name: str, unit: str, better: bool, of: "Callable[[Sample], float]") -> Measurement:
+        medians = {model: percentile([of(s) for s in taken[shape]], 50) for model, taken in samples.items()}
+        # Ninety percent of answers are at least this good.
+        bad = percentile([of(s) for s in own], 10 if better else 90)
+        return Measurement(
+            name=name,
+            value=medians.pop("this"),
+            unit=unit,
+            higher_is_better=better,
+            labels=labels,
+            n=len(own),
+            beside=medians,
+            note=f"median; p90 {bad:.4g}; {shape.new_tokens} new tokens, {options.num_threads} threads",
+        )
+
+    return [
+        figure("time_to_first_token", "ms", False, lambda s: s.first_token_ms),
+        figure("time_per_output_token", "ms", False, lambda s: s.per_token_ms),
+        figure("tokens_per_second", "tokens/s", True, lambda s: shape.batch_size * 1e3 / s.per_token_ms),
+        figure(
+            "prefill_tokens_per_second",
+            "tokens/s",
+            True,
+            lambda s: shape.batch_size * shape.prompt_tokens * 1e3 / s.first_token_ms,
+        ),
+    ]
+
+
+def _write_samples(samples: "list[dict[Shape, list[Sample]]]", context: Context) -> None:
+    raw = [
+        {"model": model, "batch_size": shape.batch_size, "prompt_tokens": shape.prompt_tokens}
+        | {"first_token_ms": [s.first_token_ms for s in taken], "total_ms": [s.total_ms for s in taken]}
+        for model, by_shape in zip(("this", "original"), samples, strict=False)
+        for shape, taken in by_shape.items()
+    ]
+    (context.folder / SAMPLES).write_text(json.dumps(raw, indent=1), encoding="utf-8")

@@ -1,0 +1,69 @@
+"""How much memory serving the model takes: a process that opens it and generates the profile's largest shape.
+
+The engine runs every measurement in a process of its own, so the process's peak is the model's. On CUDA the
+allocator's figures are taken instead, which hold the model and nothing else.
+"""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from compress.plugins import Context, StepConfig
+from compress.records import Artifact, Measurement
+
+if TYPE_CHECKING:
+    from compress.meters.timing import Shape
+
+VERSION = 1
+
+
+class Config(StepConfig):
+    """The profile; its largest shape is generated."""
+
+    batch_sizes: tuple[int, ...] = (1,)
+    """Sequences generated together."""
+    prompt_tokens: tuple[int, ...] = (128,)
+    """Tokens read before the first is written."""
+    new_tokens: int = Field(default=32, ge=2)
+    """Tokens written."""
+
+
+def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:
+    """Return `load_memory` after opening and `peak_memory` over everything, in bytes.
+
+    On a CPU also `peak_anonymous_memory`: what remains when mapped files (the checkpoint) are left to the
+    kernel.
+    """
+    from compress.meters.timing import Shape
+
+    return _measure_shape(
+        artifact, Shape(max(config.batch_sizes), max(config.prompt_tokens), config.new_tokens), context
+    )
+
+
+def _measure_shape(artifact: Artifact, shape: "Shape", context: Context) -> list[Measurement]:
+    import torch
+
+    from compress.backends.opening import open_artifact
+    from compress.meters.memory import AnonymousPeak, peak_resident_bytes, resident_bytes
+    from compress.meters.timing import time_generation
+
+    with AnonymousPeak() as anonymous:
+        backend = open_artifact(artifact)
+        context.progress(1, 2, "stages")
+        loaded, on_cuda = resident_bytes(), torch.cuda.is_available() and torch.cuda.memory_allocated()
+        time_generation(backend, shape)
+        context.progress(2, 2, "stages")
+    batch = f"batch {shape.batch_size}, {shape.prompt_tokens} + {shape.new_tokens} tokens"
+    if on_cuda:
+        note = f"PyTorch's CUDA allocator; {batch}"
+        figures = {"load_memory": on_cuda, "peak_memory": torch.cuda.max_memory_allocated()}
+    else:
+        note = f"the whole process, imported libraries and mapped files included; {batch}"
+        figures = {"load_memory": loaded, "peak_memory": peak_resident_bytes()}
+        figures["peak_anonymous_memory"] = anonymous.bytes
+    backend.close()
+    return [
+        Measurement(name=name, value=value, unit="bytes", higher_is_better=False, n=1, note=note)
+        for name, value in figures.items()
+    ]

@@ -1,0 +1,75 @@
+"""Intervals and tests for answers to the same questions.
+
+Two models answer the same items, so everything about their difference is paired: it rests on the items on
+which they disagree, and needs far fewer of them than comparing two separate accuracies would.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+from scipy.stats import binomtest
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the standard normal."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson_interval(num_correct: int, n: int) -> Interval:
+    """Return a proportion with Wilson's score interval (1927): sensible at 0, at n, and for small n."""
+    p = num_correct / n
+    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    margin = Z95 / (1 + Z95**2 / n) * sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+    # At 0 and n the bound is the point itself; rounding may put it a hair inside.
+    return Interval(p, min(p, max(0.0, centre - margin)), max(p, min(1.0, centre + margin)))
+
+
+def paired_difference_interval(before: Sequence[bool], after: Sequence[bool]) -> Interval:
+    """Return accuracy(after) − accuracy(before) over the same items with its paired interval.
+
+    Bonett and Price (2012), adjusted Wald: one answer is added to each kind of disagreement, so that no
+    disagreement at all still leaves an honest width.
+    """
+    gained, lost = disagreements(before, after)
+    n = len(before)
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    margin = Z95 * sqrt((up + down - (up - down) ** 2) / (n + 2))
+    return Interval((gained - lost) / n, max(-1.0, up - down - margin), min(1.0, up - down + margin))
+
+
+def mean_interval(parts: Sequence[Interval]) -> Interval:
+    """Return the mean of independent estimates; widths add in squares, each side apart (MOVER, Zou 2008)."""
+    k = len(parts)
+    value = sum(part.value for part in parts) / k
+    below = sqrt(sum((part.value - part.low) ** 2 for part in parts)) / k
+    above = sqrt(sum((part.high - part.value) ** 2 for part in parts)) / k
+    return Interval(value, value - below, value + above)
+
+
+def normal_interval(values: Sequence[float]) -> Interval:
+    """Return a mean with its normal interval."""
+    n = len(values)
+    mean = sum(values) / n
+    variance = sum((value - mean) ** 2 for value in values) / max(1, n - 1)
+    margin = Z95 * sqrt(variance / n)
+    return Interval(mean, mean - margin, mean + margin)
+
+
+def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
+    """Return the two-sided exact p-value that gains and losses are equally likely (McNemar 1947)."""
+    gained, lost = disagreements(before, after)
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def disagreements(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
+    """Return on how many items the second model is right where the first is wrong, and the reverse."""
+    pairs = list(zip(before, after, strict=True))
+    return sum(b < a for b, a in pairs), sum(b > a for b, a in pairs)

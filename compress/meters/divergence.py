@@ -1,0 +1,144 @@
+"""How a model scores a text, and how far its predictions are from a teacher's.
+
+Accuracy saturates and perplexity hides damage that cancels out; the divergence of the whole next-token
+distribution does neither. Teacher and student read the same rows side by side, a few positions at a time, so
+that the two vocabulary-sized distributions never exist for a whole sequence.
+
+Shapes: B sequences, T positions, C positions of a chunk, V vocabulary, N scored tokens of all sequences.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import exp, log, sqrt
+
+import torch
+from scipy.stats import t as student_t
+from torch import Tensor
+
+from compress.backends.interface import Backend
+
+CHUNK_ELEMENTS = 2**24
+"""Logits held at once, per model: 64 MiB in fp32."""
+
+Batch = tuple[Tensor, Tensor]
+"""Token ids and mask, both ``[B, T]``."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens and its 95 % interval over sequences; without one where a sequence stands alone."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """What a pass over a text leaves, one entry for each of the N predicted tokens."""
+
+    nats: Tensor
+    """Negative log-probability of the token."""
+    sequence: Tensor
+    """Index of the sequence it stands in: tokens of one sequence are not independent."""
+    kl: Tensor | None = None
+    """KL(teacher‖student) at its position in nats; `None` when there was no teacher."""
+    same_top: Tensor | None = None
+    """Whether both models would have chosen the same token."""
+
+    @property
+    def cross_entropy(self) -> Estimate:
+        """Nats a token."""
+        return clustered_mean(self.nats, self.sequence)
+
+    @property
+    def perplexity(self) -> Estimate:
+        """exp(cross-entropy), its interval carried through the exponential."""
+        nats = self.cross_entropy
+        low, high = (None if bound is None else exp(bound) for bound in (nats.low, nats.high))
+        return Estimate(exp(nats.mean), low, high, nats.n)
+
+    def bits_per_byte(self, num_bytes: int) -> float:
+        """Comparable between tokenizers: bits of the whole text over its UTF-8 length."""
+        return float(self.nats.double().sum()) / log(2) / num_bytes
+
+
+def score_text(
+    student: Backend,
+    batches: Iterable[Batch],
+    teacher: Backend | None = None,
+    on_batch: Callable[[int], None] = lambda num_sequences: None,
+) -> TextScores:
+    """Return the student's score of every token that has a predecessor, beside the teacher's if there is one.
+
+    Where the vocabularies differ in size the distributions are compared, and normalized, over the ids both
+    have: padded vocabularies of one family share their token ids from 0 on. `on_batch` hears of sequences
+    done.
+    """
+    columns: list[tuple[Tensor, ...]] = []
+    num_sequences = 0
+    for ids_BT, mask_BT in batches:
+        scored_BT, figures = _score_batch(student, teacher, ids_BT, mask_BT)
+        sequence_BT = torch.arange(len(ids_BT))[:, None].expand_as(scored_BT) + num_sequences
+        columns.append((sequence_BT[scored_BT], *(figure_BT[scored_BT] for figure_BT in figures)))
+        num_sequences += len(ids_BT)
+        on_batch(num_sequences)
+    sequence_N, nats_N, *compared = (torch.cat(column) for column in zip(*columns, strict=True))
+    return TextScores(nats_N, sequence_N, *compared)
+
+
+def clustered_mean(values_N: Tensor, sequence_N: Tensor) -> Estimate:
+    """Return the mean with the 95 % interval of a ratio estimator whose sampling units are sequences.
+
+    For sequences of equal length this is the t interval of their means (Cochran 1977, section 6.3).
+    """
+    values_N = values_N.double()
+    counts_S = torch.bincount(sequence_N).double()
+    counts_S, sums_S = counts_S[counts_S > 0], torch.bincount(sequence_N, weights=values_N)[counts_S > 0]
+    mean = float(values_N.mean())
+    if len(counts_S) < 2:
+        return Estimate(mean, None, None, len(values_N))
+    residual = float((sums_S - mean * counts_S).square().sum())
+    error = sqrt(residual * len(counts_S) / (len(counts_S) - 1)) / len(values_N)
+    margin = float(student_t.ppf(0.975, len(counts_S) - 1)) * error
+    return Estimate(mean, mean - margin, mean + margin, len(values_N))
+
+
+def chunk_positions(num_sequences: int, vocabulary: int) -> int:
+    """Return how many positions of a batch may have their logits in memory at once."""
+    return max(1, CHUNK_ELEMENTS // (num_sequences * vocabulary))
+
+
+def _score_batch(
+    student: Backend, teacher: Backend | None, ids_BT: Tensor, mask_BT: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Return which positions predict a real token, and their nats (kl, same top), all ``[B, T-1]``."""
+    models = [student] if teacher is None else [student, teacher]
+    vocabulary = min(model.vocabulary for model in models)
+    chunk = chunk_positions(len(ids_BT), max(model.vocabulary for model in models))
+    real_BT = mask_BT.bool().cpu()
+    parts: list[list[Tensor]] = []
+    start = 0
+    for logits in zip(*(model.logits_chunks(ids_BT, mask_BT, chunk) for model in models), strict=True):
+        stop = min(start + logits[0].shape[1], ids_BT.shape[1] - 1)
+        if stop <= start:
+            break
+        here = [logits_BCV[:, : stop - start, :vocabulary] for logits_BCV in logits]
+        parts.append(_score_chunk(here, ids_BT[:, start + 1 : stop + 1]))
+        start = stop
+    figures = [torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)]
+    return real_BT[:, :-1] & real_BT[:, 1:], figures
+
+
+def _score_chunk(logits: list[Tensor], targets_BC: Tensor) -> list[Tensor]:
+    """Return nats ``[B, C]`` of the first model, then KL and agreement with the second, on the CPU."""
+    log_q_BCV = logits[0].float().log_softmax(-1)
+    targets_BC1 = targets_BC.to(log_q_BCV.device)[..., None]
+    figures = [-log_q_BCV.gather(-1, targets_BC1)[..., 0]]
+    if len(logits) == 2:
+        log_p_BCV = logits[1].float().to(log_q_BCV.device).log_softmax(-1)
+        kl_BC = (log_p_BCV.exp() * (log_p_BCV - log_q_BCV)).sum(-1)
+        # Rounding alone can leave a hair below zero.
+        figures += [kl_BC.clamp(min=0.0), log_p_BCV.argmax(-1) == log_q_BCV.argmax(-1)]
+    return [figure_BC.cpu() for figure_BC in figures]

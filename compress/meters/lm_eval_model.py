@@ -1,0 +1,258 @@
+"""Any `Backend` as a model of lm-eval, at the speed of the backend.
+
+Requests become rows of token ids. A request whose input is a prefix of another's costs nothing: it is read
+off the other's row (all one-token options of a question are one row). Rows are sorted by length and run in
+batches of a fixed size, and only the positions that are asked for pass through the fp32 log-softmax.
+
+Texts are cut into tokens as lm-eval's own Hugging Face model does: context and continuation are tokenized as
+one string and parted where the context alone would end, the tokenizer adding its special tokens; an empty
+context becomes the beginning-of-sequence token.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from compress.backends.interface import Backend
+from compress.errors import InputError
+from compress.meters.divergence import chunk_positions
+
+MAX_NEW_TOKENS = 256
+"""Answer length where a task sets none, as in lm-eval."""
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Query:
+    """Score the last `num_targets` of `ids`, given what stands before them."""
+
+    ids: tuple[int, ...]
+    num_targets: int
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        return self.ids[:-1]
+
+
+@dataclass
+class Row:
+    """Input ids of one forward pass and the queries that are answered from it."""
+
+    inputs: tuple[int, ...]
+    queries: list[int]
+
+
+class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
+    """Answers lm-eval's requests from an opened artifact; greedy, fp32 log-probabilities."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> None:
+        super().__init__()
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.on_progress = on_progress
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has no context."""
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if bos is None and eos is None:
+            raise InputError("the tokenizer has neither a beginning- nor an end-of-sequence token")
+        return int(eos if bos is None else bos)
+
+    def loglikelihood(self, requests: list[Instance], **_: Any) -> list[tuple[float, bool]]:
+        return self._answer(self._pairs([request.args for request in requests]))
+
+    def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
+        texts = self._encode([request.args[0] for request in requests])
+        windows = [
+            list(rolling_windows(self.prefix_token_id, ids, self.backend.num_positions)) for ids in texts
+        ]
+        answers = iter(self._answer([window for text in windows for window in text]))
+        return [sum(next(answers)[0] for _ in text) for text in windows]
+
+    def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+        """Generate greedily until a stop string, in batches of requests with equal settings."""
+        texts: dict[int, str] = {}
+        order = sorted(
+            range(len(requests)), key=lambda i: (repr(requests[i].args[1]), -len(requests[i].args[0]))
+        )
+        while order:
+            settings = requests[order[0]].args[1]
+            batch = [i for i in order[: self.batch_size] if requests[i].args[1] == settings]
+            order = order[len(batch) :]
+            texts.update(
+                zip(batch, self.generate([requests[i].args[0] for i in batch], settings), strict=True)
+            )
+            self.on_progress(len(texts), len(requests))
+        return [texts[index] for index in range(len(requests))]
+
+    def generate(self, prompts: Sequence[str], settings: dict[str, Any]) -> list[str]:
+        """Return what follows each prompt, up to the first stop string. Raises `InputError` for sampling."""
+        settings = normalize_gen_kwargs(settings, MAX_NEW_TOKENS)
+        if settings.get("do_sample"):
+            raise InputError("tasks that sample their answers are not measured; set do_sample: false")
+        eos = self.tokenizer.eos_token
+        stops = [stop for stop in handle_stop_sequences(settings.get("until"), eos=eos) if stop]
+        new_tokens = min(settings["max_gen_toks"], self.backend.num_positions - 1)
+        room = self.backend.num_positions - new_tokens
+        contexts = [tuple(ids)[-room:] or (self.prefix_token_id,) for ids in self._encode(prompts)]
+        texts = [""] * len(prompts)
+        for tokens_BN in self._greedy(*padded(contexts, left=True), new_tokens):
+            texts = self.tokenizer.batch_decode(tokens_BN, skip_special_tokens=False)
+            if all(any(stop in text for stop in stops) for text in texts):
+                break
+        return [before_first(text, stops) for text in texts]
+
+    @torch.inference_mode()
+    def _greedy(self, ids_BT: Tensor, mask_BS: Tensor, new_tokens: int, every: int = 8) -> Iterator[Tensor]:
+        """Yield the tokens written so far ``[B, N]``, after every few steps and at the end."""
+        logits_BV, cache = self.backend.prefill(ids_BT, mask_BS)
+        tokens_BN = logits_BV.argmax(-1, keepdim=True).cpu()
+        for count in range(1, new_tokens):
+            if count % every == 0:
+                yield tokens_BN
+            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(ids_BT), 1)], dim=1)
+            logits_BV, cache = self.backend.decode(tokens_BN[:, -1:], mask_BS, cache)
+            tokens_BN = torch.cat([tokens_BN, logits_BV.argmax(-1, keepdim=True).cpu()], dim=1)
+        yield tokens_BN
+
+    def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Query]:
+        """Tokenize contexts and continuations. Spaces that end a context begin its continuation instead."""
+        contexts = [context.rstrip() for context, _ in pairs]
+        wholes = [context + continuation for context, continuation in pairs]
+        lengths = {text: len(ids) for text, ids in self._encode_distinct(contexts).items()}
+        encoded = self._encode_distinct(wholes)
+        bare = self._encode_distinct(
+            [whole for whole, context in zip(wholes, contexts, strict=True) if not context], False
+        )
+        queries = []
+        for whole, context in zip(wholes, contexts, strict=True):
+            if context:
+                ids = encoded[whole]
+                # A merge across the border can leave the continuation no token of its own: it gets the last.
+                queries.append(self._fitted(ids, max(1, len(ids) - lengths[context])))
+            else:
+                prefix = [] if bare[whole][:1] == [self.prefix_token_id] else [self.prefix_token_id]
+                ids = prefix + bare[whole]
+                queries.append(self._fitted(ids, len(ids) - 1))
+        return queries
+
+    def _fitted(self, ids: Sequence[int], num_targets: int) -> Query:
+        """Drop the oldest tokens of what is longer than the model reads."""
+        ids = tuple(ids)[-(self.backend.num_positions + 1) :]
+        return Query(ids, min(num_targets, len(ids) - 1))
+
+    def _encode_distinct(self, texts: Iterable[str], add_special_tokens: bool = True) -> dict[str, list[int]]:
+        distinct = list(dict.fromkeys(texts))
+        return dict(zip(distinct, self._encode(distinct, add_special_tokens), strict=True))
+
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Tokenize in one call. A text that brings its own beginning-of-sequence token gets no second one."""
+        if not texts:
+            return []
+        bos = self.tokenizer.decode([self.prefix_token_id])
+        has_own = [not add_special_tokens or text.startswith(bos) for text in texts]
+        encoded: list[list[int]] = [[] for _ in texts]
+        for bare in (False, True):
+            chosen = [index for index, own in enumerate(has_own) if own == bare]
+            if chosen:
+                ids = self.tokenizer(
+                    [texts[i] for i in chosen], add_special_tokens=not bare, return_attention_mask=False
+                )
+                for index, row in zip(chosen, ids["input_ids"], strict=True):
+                    encoded[index] = row
+        return encoded
+
+    @torch.inference_mode()
+    def _answer(self, queries: Sequence[Query]) -> list[tuple[float, bool]]:
+        """Return each query's summed log-probability, and whether greedy decoding would have written it."""
+        log_probs = torch.zeros(len(queries), dtype=torch.float64)
+        greedy = torch.ones(len(queries), dtype=torch.bool)
+        rows = shared_rows(queries)
+        for start in range(0, len(rows), self.batch_size):
+            self._answer_batch(rows[start : start + self.batch_size], queries, log_probs, greedy)
+            self.on_progress(min(start + self.batch_size, len(rows)), len(rows))
+        return list(zip(log_probs.tolist(), greedy.tolist(), strict=True))
+
+    def _answer_batch(
+        self, rows: Sequence[Row], queries: Sequence[Query], log_probs: Tensor, greedy: Tensor
+    ) -> None:
+        """Add the batch's figures to `log_probs`; clear `greedy` where another token was likelier."""
+        ids_BT, mask_BT = padded([row.inputs for row in rows], left=False)
+        # One column a target: query, row, position that predicts it, token.
+        asked_N4 = torch.tensor(
+            [
+                (index, place, len(queries[index].inputs) - queries[index].num_targets + offset, token)
+                for place, row in enumerate(rows)
+                for index in row.queries
+                for offset, token in enumerate(queries[index].ids[-queries[index].num_targets :])
+            ]
+        )
+        start = 0
+        chunk = chunk_positions(len(ids_BT), self.backend.vocabulary)
+        for logits_BCV in self.backend.logits_chunks(ids_BT, mask_BT, chunk):
+            stop = start + logits_BCV.shape[1]
+            index, place, position, token = asked_N4[(asked_N4[:, 2] >= start) & (asked_N4[:, 2] < stop)].T
+            logits_NV = logits_BCV[place, position - start].float()
+            chosen_N = logits_NV.gather(1, token.to(logits_NV.device)[:, None])[:, 0] - logits_NV.logsumexp(
+                -1
+            )
+            log_probs.index_add_(0, index, chosen_N.cpu().double())
+            greedy[index[logits_NV.argmax(-1).cpu() != token]] = False
+            start = stop
+
+
+def shared_rows(queries: Sequence[Query]) -> list[Row]:
+    """Return the rows that answer all queries, longest first; an input that begins another's shares its row.
+
+    In lexicographic order whatever begins with an input follows it directly, so one backward look finds all
+    sharing.
+    """
+    rows: list[Row] = []
+    for index in sorted(range(len(queries)), key=lambda i: queries[i].ids[:-1], reverse=True):
+        inputs = queries[index].inputs
+        if rows and rows[-1].inputs[: len(inputs)] == inputs:
+            rows[-1].queries.append(index)
+        else:
+            rows.append(Row(inputs, [index]))
+    return sorted(rows, key=lambda row: (-len(row.inputs), row.inputs))
+
+
+def rolling_windows(prefix: int, ids: Sequence[int], num_positions: int) -> Iterator[Query]:
+    """Cut a text into windows that predict each token once; the last keeps a full context."""
+    whole = (prefix, *ids)
+    for start in range(1, len(whole), num_positions):
+        stop = min(start + num_positions, len(whole))
+        yield Query(whole[max(0, stop - num_positions - 1) : stop], stop - start)
+
+
+def padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
+    """Return ids padded with 0 and their mask, both ``[B, T]``."""
+    width = max(len(row) for row in rows)
+    ids_BT = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask_BT = torch.zeros_like(ids_BT)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids_BT[index, where] = torch.tensor(row)
+        mask_BT[index, where] = 1
+    return ids_BT, mask_BT
+
+
+def before_first(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the earliest of the stop strings."""
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]

@@ -1,0 +1,111 @@
+"""How long generation takes: time to first token, and time for each token after it.
+
+Machines drift (clocks, neighbours), so models are timed in alternation, A B A B, and compared as ratios; raw
+samples are kept. Output length is fixed and end-of-sequence ignored, or a model that stops early would look
+fast.
+"""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compress.backends.interface import Backend
+
+Lend = Callable[[], AbstractContextManager[Backend]]
+"""Gives out a warm model for one turn: one that stays open, or one opened anew where two do not fit."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is generated: `new_tokens` after prompts of `prompt_tokens`, in a batch."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+
+    def prompts(self, vocabulary: int) -> Tensor:
+        """Return random prompts ``[B, T]``, always the same: speed hardly depends on what they say."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(vocabulary, (self.batch_size, self.prompt_tokens), generator=generator)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed generation."""
+
+    first_token_ms: float
+    total_ms: float
+    new_tokens: int
+
+    @property
+    def per_token_ms(self) -> float:
+        """Time for each token after the first."""
+        return (self.total_ms - self.first_token_ms) / (self.new_tokens - 1)
+
+
+def time_generation(backend: Backend, shape: Shape) -> Sample:
+    """Return the times of one greedy generation. Fetching each token waits for all work before it."""
+    ids_BT = shape.prompts(backend.vocabulary)
+    mask_BS = torch.ones_like(ids_BT)
+    started = time.perf_counter()
+    logits_BV, cache = backend.prefill(ids_BT, mask_BS)
+    next_B1 = logits_BV.argmax(-1, keepdim=True).cpu()
+    first_token = time.perf_counter()
+    for _ in range(shape.new_tokens - 1):
+        mask_BS = torch.cat([mask_BS, mask_BS.new_ones(shape.batch_size, 1)], dim=1)
+        logits_BV, cache = backend.decode(next_B1, mask_BS, cache)
+        next_B1 = logits_BV.argmax(-1, keepdim=True).cpu()
+    ended = time.perf_counter()
+    return Sample((first_token - started) * 1e3, (ended - started) * 1e3, shape.new_tokens)
+
+
+def alternate(
+    lenders: Sequence[Lend],
+    shapes: Sequence[Shape],
+    repeats: int,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> list[dict[Shape, list[Sample]]]:
+    """Return every sample of every model: in each of `repeats` rounds all models take their turn."""
+    samples: list[dict[Shape, list[Sample]]] = [{shape: [] for shape in shapes} for _ in lenders]
+    for done in range(1, repeats + 1):
+        for lend, own in zip(lenders, samples, strict=True):
+            with lend() as backend:
+                for shape in shapes:
+                    own[shape].append(time_generation(backend, shape))
+        on_round(done)
+    return samples
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the interpolated percentile."""
+    return float(np.percentile(values, percent))
+
+
+@contextmanager
+def machine_lock(path: Path | None = None) -> Iterator[None]:
+    """Wait for every other timing on this machine, whoever runs it, and keep the next one waiting."""
+    path = path or Path(tempfile.gettempdir()) / "compress-timing.lock"
+    descriptor = _open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    """Open the lock file, read-only: another user's file in a sticky folder may be locked, not created."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        return os.open(path, flags | os.O_CREAT, 0o644)

@@ -1,0 +1,54 @@
+"""A checkpoint and a tokenizer that came apart, together in one folder."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from compress.errors import InputError
+from compress.models.spec import copy_tokenizer
+from compress.plugins import Context, StepConfig
+from compress.records import Artifact, ModelSpec, Outcome, Work
+
+VERSION = 1
+ACCEPTS = ("hf",)
+PRODUCES = "hf"
+
+
+class Config(StepConfig):
+    """Nothing to set: the checkpoint is the parent, the tokenizer the input of that name."""
+
+
+def predict(spec: ModelSpec, config: Config) -> ModelSpec:
+    """Return the checkpoint's spec: a tokenizer changes no weight."""
+    return spec
+
+
+def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
+    """Return the size of the copy (hard links take none, but may be impossible)."""
+    return Work(disk_bytes=spec.weight_bytes)
+
+
+def run(parent: Artifact, config: Config, context: Context) -> Outcome:
+    """Link the checkpoint's files and copy the tokenizer's. Raises `InputError` when its ids exceed the model's."""
+    from compress.models.checkpoint import load_tokenizer
+
+    assert parent.spec is not None
+    tokenizer = context.inputs["tokenizer"].path
+    num_ids, vocabulary = len(load_tokenizer(tokenizer)), int(parent.spec.config["vocab_size"])
+    if num_ids > vocabulary:
+        raise InputError(
+            f"the tokenizer in {tokenizer} has {num_ids} ids, the model's vocabulary only {vocabulary}"
+        )
+    for file in parent.path.iterdir():
+        if file.suffix in (".safetensors", ".json"):
+            _link(file, context.folder / file.name)
+    copy_tokenizer(tokenizer, context.folder)
+    return Outcome(spec=parent.spec)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)

@@ -1,0 +1,78 @@
+"""Opening and writing checkpoints with transformers: safetensors only, none of its code, no network."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from compress.errors import InputError, StepFailed
+from compress.models.spec import copy_tokenizer, read_spec, stored_dtype
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""torch's dtypes by their safetensors names."""
+
+
+def load_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> PreTrainedModel:
+    """Return the model in a folder, in eval mode, with weights in `dtype` (``None``: as stored).
+
+    Raises `InputError` when files are missing or broken, `StepFailed` when transformers cannot use them all.
+    """
+    spec = read_spec(folder)
+    with quiet():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype or DTYPES[stored_dtype(spec)],
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    _check_loaded(folder, model, info)
+    return model.to(device).eval()
+
+
+def save_model(model: PreTrainedModel, folder: Path, *, like: Path) -> None:
+    """Write the model in the dtype it has, its configuration, and the tokenizer files of folder `like`."""
+    with quiet():
+        model.save_pretrained(folder)
+    copy_tokenizer(like, folder)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in a folder. Raises `InputError` when there is none that transformers can read."""
+    try:
+        with quiet():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} has no tokenizer transformers can read: {error}") from error
+    return tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars and logging advice over our own output."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_loaded(folder: Path, model: PreTrainedModel, info: dict[str, set[str]]) -> None:
+    if problems := {problem: sorted(map(str, names))[:3] for problem, names in info.items() if names}:
+        raise StepFailed(f"transformers could not load {folder} completely: {problems}")
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
+        raise InputError(
+            f"{folder}: config.json ties the output head to the embedding, but another 'lm_head.weight' is "
+            "stored; set tie_word_embeddings to false or remove that tensor"
+        )

@@ -1,0 +1,60 @@
+"""Checkpoints from the Hugging Face hub: the files a model needs and no others, pinned to a commit."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.errors import InputError
+from compress.models.layout import Config
+from compress.models.shards import INDEX
+from compress.models.spec import TOKENIZER_FILES
+
+FILES = ("*.safetensors", INDEX, "config.json", "generation_config.json", *TOKENIZER_FILES)
+
+
+def fetch(id: str, revision: str) -> tuple[Path, str]:
+    """Download a model (or find it in the hub's cache); return its folder and the commit it is at.
+
+    Raises `InputError` when the hub cannot be reached or does not give the model.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _explained(id, revision):
+        folder = Path(snapshot_download(id, revision=revision, allow_patterns=list(FILES)))
+    return folder, folder.name
+
+
+def fetch_config(id: str, revision: str) -> tuple[Config, str]:
+    """Download only ``config.json``; return it and the commit it is at. Raises `InputError`."""
+    from huggingface_hub import hf_hub_download
+
+    with _explained(id, revision):
+        path = Path(hf_hub_download(id, "config.json", revision=revision))
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config, path.parent.name
+
+
+@contextmanager
+def _explained(id: str, revision: str) -> Iterator[None]:
+    """Turn the hub's errors into what the user can do about them."""
+    from huggingface_hub import errors
+
+    local = "or give a local checkpoint folder"
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"'{id}' is gated: accept its terms on https://huggingface.co/{id} and set HF_TOKEN, {local}"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(f"the hub has no model '{id}' (for a private one set HF_TOKEN), {local}") from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"'{id}' has no revision '{revision}'") from error
+    except errors.HFValidationError as error:
+        raise InputError(f"'{id}' is neither a folder nor a hub name like 'owner/model'") from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise InputError(f"'{id}' has no config.json: it is no transformers model") from error
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:
+        raise InputError(f"'{id}' is not cached and the hub cannot be reached: go online, {local}") from error

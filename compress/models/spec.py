@@ -1,0 +1,134 @@
+"""What a checkpoint folder is, without loading it: configuration and safetensors headers, checked.
+
+Whatever is wrong with a checkpoint is said here, before any work, in words that tell what to do about it.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from compress.errors import InputError
+from compress.models.layout import Config, is_known, layout
+from compress.models.shards import few, read_shards
+from compress.records import ModelSpec, TensorSpec
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "chat_template*",
+)
+"""Patterns of the files a tokenizer may consist of."""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """Return what the model in a Hugging Face folder is: its configuration and every stored tensor.
+
+    `num_parameters` follows the family's table where there is one, so packed integers count as the weights
+    they hold. Raises `InputError` for a folder that is no complete safetensors checkpoint.
+    """
+    config = read_config(folder)
+    tensors = {name: spec for shard in read_shards(folder).values() for name, spec in shard.items()}
+    if not is_known(config):
+        total = sum(tensor.num_elements for tensor in tensors.values())
+        return ModelSpec(config=config, tensors=tensors, num_parameters=total)
+    if "quantization_config" not in config:
+        _check_tensors(folder, config, tensors)
+    return ModelSpec(config=config, tensors=tensors, num_parameters=layout(config).num_parameters)
+
+
+def read_config(folder: Path) -> Config:
+    """Return ``config.json`` of a checkpoint folder. Raises `InputError` for a missing or broken one."""
+    if not folder.is_dir():
+        hint = "; a GGUF file is no Hugging Face checkpoint folder" if folder.suffix == ".gguf" else ""
+        problem = "is no folder" if folder.exists() else "does not exist"
+        raise InputError(f"the checkpoint {folder} {problem}{hint}")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} is no Hugging Face checkpoint: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} must hold a JSON object")
+    return config
+
+
+def stored_dtype(spec: ModelSpec) -> str:
+    """Return the float dtype most of the weights have (``BF16``)."""
+    totals = dict.fromkeys(FLOATS, 0)
+    for tensor in spec.tensors.values():
+        if tensor.dtype in totals:
+            totals[tensor.dtype] += tensor.num_elements
+    return max(totals, key=lambda dtype: totals[dtype])
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files from one folder to another."""
+    for pattern in TOKENIZER_FILES:
+        for file in sorted(source.glob(pattern)):
+            if file.is_file():
+                shutil.copyfile(file, target / file.name)
+
+
+def check_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Raise `InputError` unless `folder` has a tokenizer whose every id has a row in the embedding."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(
+            f"{folder} has no tokenizer.json. Make it once with transformers: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    largest = _largest_id(path)
+    if largest >= vocab_size:
+        raise InputError(
+            f"the tokenizer in {folder} does not fit the model: its largest id is {largest}, "
+            f"and the model has {vocab_size} embeddings"
+        )
+
+
+def _largest_id(path: Path) -> int:
+    try:
+        tokenizer = json.loads(path.read_text(encoding="utf-8"))
+        vocab = tokenizer["model"]["vocab"]
+        # Unigram models list their pieces in the order of the ids.
+        ids = vocab.values() if isinstance(vocab, dict) else range(len(vocab))
+        added = (token["id"] for token in tokenizer.get("added_tokens") or ())
+        return max(max(ids, default=-1), max(added, default=-1))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no valid tokenizer file") from error
+
+
+def _check_tensors(folder: Path, config: Config, tensors: dict[str, TensorSpec]) -> None:
+    """Compare the stored tensors with those the configuration implies."""
+    expected = layout(config).shapes()
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected and not _is_redundant(name, config)]
+    wrong = [
+        f"{name} is {list(tensors[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    integers = [name for name in expected if name in tensors and tensors[name].dtype not in FLOATS]
+    for problem, names in (
+        ("lacks tensors its config.json implies", missing),
+        ("has tensors its config.json does not imply", unexpected),
+        ("has tensors of another shape than its config.json implies", wrong),
+        (f"has weights that are not floating point ({', '.join(FLOATS)})", integers),
+    ):
+        if names:
+            raise InputError(f"{folder} {problem}: {few(names)}")
+
+
+def _is_redundant(name: str, config: Config) -> bool:
+    """Tensors old exporters stored though they follow from others: rotary tables, the copy of a tied head."""
+    return name.endswith("rotary_emb.inv_freq") or (
+        name == "lm_head.weight" and bool(config.get("tie_word_embeddings"))
+    )

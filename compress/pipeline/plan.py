@@ -1,0 +1,121 @@
+"""A pipeline as a graph: what will be made from what, under which key, how large it will be.
+
+Nodes are steps, measurements and data; edges are artifacts. Everything here is decided from the pipeline file and
+the model's configuration: no weights are read and nothing is run.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field, SerializeAsAny
+
+from compress.plugins import StepConfig
+from compress.records import Artifact, JsonValue, ModelSpec, Record, Work
+
+Role = Literal["original", "student", "baseline", "data", "internal", "measurement"]
+
+
+class Node(Record):
+    """One unit of work: call module `use` on the parent's artifact with `config`.
+
+    `given` is the artifact itself when nothing has to be done (a local checkpoint).
+    """
+
+    name: str
+    use: str
+    role: Role
+    kind: str
+    key: str
+    config: SerializeAsAny[StepConfig]
+    parent: str | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
+    seed: int = 0
+    spec: ModelSpec | None = None
+    work: Work = Work()
+    ingredients: dict[str, JsonValue] = Field(default_factory=dict)
+    given: Artifact | None = None
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """The names of all nodes this one needs."""
+        return ((self.parent,) if self.parent else ()) + tuple(self.inputs.values())
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the node is one of the pipeline's own models: shown in the report, and measured."""
+        return self.role in ("original", "student", "baseline")
+
+    @property
+    def about(self) -> str:
+        """The model a measurement measures: ``recover/quality`` is about ``recover``."""
+        return self.name.rpartition("/")[0] if self.role == "measurement" else self.name
+
+
+class Plan(Record):
+    """All nodes, parents first."""
+
+    nodes: tuple[Node, ...]
+    rehearsal: bool = False
+
+    def __getitem__(self, name: str) -> Node:
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    @property
+    def models(self) -> tuple[Node, ...]:
+        """The nodes whose results are candidates or rivals."""
+        return tuple(node for node in self.nodes if node.is_model)
+
+    def measurements_of(self, name: str) -> tuple[Node, ...]:
+        """The measurements of one model."""
+        return tuple(n for n in self.nodes if n.role == "measurement" and n.about == name)
+
+    def until(self, step: str) -> "Plan":
+        """The plan cut after a step: it, all it needs, and the measurements of those models."""
+        position = {node.name: index for index, node in enumerate(self.nodes)}
+        keep: set[str] = set()
+        for name in [m.name for m in self.models if position[m.name] <= position[step]]:
+            keep |= {name, *self._ancestors(name)}
+            for measurement in self.measurements_of(name):
+                keep |= {measurement.name, *self._ancestors(measurement.name)}
+        return self.model_copy(update={"nodes": tuple(n for n in self.nodes if n.name in keep)})
+
+    def after(self, step: str) -> tuple[Node, ...]:
+        """A step and everything that depends on it."""
+        reached = {step}
+        for node in self.nodes:
+            if reached.intersection(node.edges):
+                reached.add(node.name)
+        return tuple(n for n in self.nodes if n.name in reached)
+
+    def _ancestors(self, name: str) -> Iterator[str]:
+        for edge in self[name].edges:
+            yield edge
+            yield from self._ancestors(edge)
+
+
+def why_not_cached(node: Node, earlier: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return why a node has to run, from the ingredients of the same name in an earlier plan."""
+    before = earlier.get(node.name)
+    if before is None:
+        return "new"
+    changes = list(_changes(before, node.ingredients))
+    return "; ".join(changes) if changes else "not finished"
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name in now:
+        old, new = before.get(name), now[name]
+        if old == new:
+            continue
+        if name == "settings" and isinstance(old, dict):
+            yield from (f"{k}: {old.get(k)} → {v}" for k, v in new.items() if old.get(k) != v)
+        elif name == "parent":
+            yield "its input changed"
+        elif name == "inputs":
+            changed = [k for k, v in new.items() if (old or {}).get(k) != v]
+            yield f"{', '.join(changed)} changed"
+        else:
+            yield f"{name}: {old} → {new}"

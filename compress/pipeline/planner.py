@@ -1,0 +1,212 @@
+"""From a validated pipeline to its plan: names become edges, settings become keys and exact sizes.
+
+Measurements take their settings from the pipeline's sections by name: a field of `measure.latency`'s `Config` called
+``batch_sizes`` is ``profile: batch_sizes``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from compress import plugins
+from compress.digests import DigestMemo, canonical_digest, folder_content
+from compress.environment import NUMERICS, device_class, hardware_fingerprint, package_versions
+from compress.errors import InputError
+from compress.pipeline import origin
+from compress.pipeline.plan import Node, Plan, Role
+from compress.pipeline.schema import Baseline, Pipeline, StepEntry
+from compress.plugins import StepConfig
+from compress.records import Artifact, ModelSpec, Work
+
+KEY_VERSION = 1
+
+
+def make_plan(pipeline: Pipeline, memo: DigestMemo, rehearsal: bool = False) -> Plan:
+    """Return the graph of everything the pipeline makes and measures.
+
+    With `rehearsal`, the same graph over a tiny random model of the same family, with every step's tiny settings.
+    Raises `InputError` for what cannot work: an unknown checkpoint, a step that does not accept its parent, an
+    impossible target.
+    """
+    builder = Builder(pipeline, memo, rehearsal)
+    builder.build()
+    return Plan(nodes=tuple(builder.nodes.values()), rehearsal=rehearsal)
+
+
+class Builder:
+    """Adds nodes in an order in which parents come first."""
+
+    def __init__(self, pipeline: Pipeline, memo: DigestMemo, rehearsal: bool) -> None:
+        self.pipeline = pipeline
+        self.memo = memo
+        self.rehearsal = rehearsal
+        self.nodes: dict[str, Node] = {}
+        self.tokenizer = "original"
+        """The node whose folder holds the tokenizer all data is made with."""
+        self._libraries = package_versions(NUMERICS) | {"device": device_class()}
+
+    def build(self) -> None:
+        """Add everything: the original, the baselines, the steps, each followed by its measurements."""
+        origin.add_original(self, self.pipeline.model)
+        self._measure("original")
+        for baseline in self.pipeline.baselines:
+            self._add_baseline(baseline)
+        for step in self.pipeline.steps:
+            self._add_step(step, "student")
+
+    def add(
+        self,
+        name: str,
+        use: str,
+        config: StepConfig,
+        role: Role,
+        *,
+        parent: str | None = None,
+        inputs: Mapping[str, str] | None = None,
+        seed: int | None = None,
+        content: Mapping[str, Any] | None = None,
+    ) -> Node:
+        """Add a node. `content` stands in the key for settings that are only a way to find something (a path)."""
+        module = plugins.internal(use)
+        inputs = dict(inputs or {})
+        seed = self.pipeline.seed if seed is None else seed
+        ingredients = {
+            "key version": KEY_VERSION,
+            "use": use,
+            "step version": module.VERSION,
+            "settings": config.model_dump(mode="json", exclude=set(inputs)) if content is None else dict(content),
+            "parent": self.nodes[parent].key if parent else None,
+            "inputs": {field: self.nodes[node].key for field, node in inputs.items()},
+            "seed": seed,
+            **self._libraries,
+        }
+        spec, work = self._predict(module, config, parent, inputs)
+        node = Node(
+            name=name,
+            use=use,
+            role=role,
+            kind="measurements" if role == "measurement" else module.PRODUCES,
+            key=canonical_digest(ingredients),
+            config=config,
+            parent=parent,
+            inputs=inputs,
+            seed=seed,
+            spec=spec,
+            work=work,
+            ingredients=ingredients,
+        )
+        self.nodes[name] = node
+        return node
+
+    def give(self, name: str, role: Role, artifact: Artifact) -> None:
+        """Add a node that is there already: a checkpoint in a local folder."""
+        self.nodes[name] = Node(
+            name=name,
+            use="checkpoint",
+            role=role,
+            kind=artifact.kind,
+            key=artifact.key,
+            config=StepConfig(),
+            spec=artifact.spec,
+            ingredients={"content": artifact.key},
+            given=artifact,
+        )
+
+    def add_data(self, name: str, seed: int | None = None) -> str:
+        """Add the tokenized data of a ``data:`` entry unless it is there; return its node's name."""
+        node_name = f"data/{name}"
+        if node_name in self.nodes:
+            return node_name
+        entry = self.pipeline.data[name]
+        pack = plugins.internal("data.pack")
+        if self.rehearsal:
+            length = origin.REHEARSAL_LENGTH
+            split = "heldout" if name == self.pipeline.evaluate.text else "train"
+            config = pack.Config(source="demo", settings={"split": split}, sequence_length=length, samples=32)
+        else:
+            config = pack.Config(
+                source=entry.source,
+                settings=entry.settings.model_dump(mode="json"),
+                sequence_length=entry.sequence_length,
+                samples=entry.samples,
+                tokens=entry.tokens,
+            )
+        source = plugins.load("data.sources", config.source)
+        content = config.model_dump(mode="json", exclude={"settings"})
+        content["digest"] = source.digest(source.Config.model_validate(config.settings))
+        self.add(node_name, "data.pack", config, "data", parent=self.tokenizer, seed=seed, content=content)
+        return node_name
+
+    def _add_baseline(self, baseline: Baseline) -> None:
+        if baseline.step is not None:
+            self._add_step(baseline.step, "baseline")
+            return
+        assert baseline.source is not None
+        origin.add_checkpoint(self, baseline.name, "baseline", baseline.source)
+        self._measure(baseline.name)
+
+    def _add_step(self, step: StepEntry, role: Role) -> None:
+        module: Any = plugins.step(step.use)
+        parent = self.nodes[step.parent]
+        if parent.kind not in module.ACCEPTS:
+            raise InputError(self._refusal(step, module.ACCEPTS, parent))
+        config = module.rehearse(step.config) if self.rehearsal else step.config
+        inputs = {}
+        for field, to in plugins.references(type(config)).items():
+            name = getattr(config, field)
+            inputs[field] = self.add_data(name) if to == "data" else name
+        try:
+            self.add(step.name, step.use, config, role, parent=step.parent, inputs=inputs)
+        except InputError as error:
+            raise InputError(f"{step.where}: step '{step.name}': {error}") from error
+        self._measure(step.name)
+
+    def _refusal(self, step: StepEntry, accepts: tuple[str, ...], parent: Node) -> str:
+        fits = [node.name for node in self.nodes.values() if node.is_model and node.kind in accepts]
+        return (
+            f"{step.where}: step '{step.name}': {step.use} needs {' or '.join(accepts)}, but '{parent.name}' "
+            f"({parent.use}) makes {parent.kind}; write `from: {fits[-1]}`" + (f" ({', '.join(fits)} fit)" if fits[1:] else "")
+        )
+
+    def _predict(
+        self, module: Any, config: StepConfig, parent: str | None, inputs: Mapping[str, str]
+    ) -> tuple[ModelSpec | None, Work]:
+        if not hasattr(module, "predict"):
+            return None, Work()
+        before = self.nodes[parent].spec if parent else None
+        specs = {field: spec for field, node in inputs.items() if (spec := self.nodes[node].spec)}
+        return module.predict(before, config), module.estimate(before, config, specs)
+
+    def _measure(self, name: str) -> None:
+        """Add the four measurements of a model: quality, divergence from the original, latency, memory."""
+        evaluate, profile = self.pipeline.evaluate, self.pipeline.profile
+        if self.rehearsal:
+            evaluate, profile = origin.rehearsal_evaluate(evaluate), origin.rehearsal_profile(profile)
+        is_original = name == "original"
+        original = {} if is_original else {"original": "original"}
+        text = self.add_data(evaluate.text, seed=0)
+        quality_inputs = {} if is_original else {"original_quality": "original/quality"}
+        if evaluate.uses_demo_tasks:
+            quality_inputs["tasks"] = self._add_tasks()
+        asked = package_versions(("lm-eval",))
+        if evaluate.task_folder:
+            asked["task_folder"] = folder_content(evaluate.task_folder, self.memo)
+        here = {"hardware": hardware_fingerprint()}
+        self._add_measurement(name, "quality", evaluate, quality_inputs, asked)
+        self._add_measurement(name, "divergence", evaluate, {**original, "text": text}, {})
+        self._add_measurement(name, "latency", profile, original, here)
+        self._add_measurement(name, "memory", profile, {}, here)
+
+    def _add_measurement(
+        self, name: str, what: str, section: StepConfig, inputs: Mapping[str, str], also: Mapping[str, str]
+    ) -> None:
+        use = f"measure.{what}"
+        config_class = plugins.internal(use).Config
+        config = config_class(**{key: value for key, value in section if key in config_class.model_fields})
+        content = {**config.model_dump(mode="json"), **also}
+        self.add(f"{name}/{what}", use, config, "measurement", parent=name, inputs=inputs, seed=0, content=content)
+
+    def _add_tasks(self) -> str:
+        if "data/tasks" not in self.nodes:
+            tasks = plugins.internal("data.tasks")
+            self.add("data/tasks", "data.tasks", tasks.Config(), "data", seed=0)
+        return "data/tasks"

@@ -1,0 +1,313 @@
+"""A pipeline file validated as a whole: its sections, the settings of every plugin named, who builds on whom.
+
+All mistakes of a file are gathered before anything is raised. Settings are validated as JSON, strictly: a
+quoted ``"3"`` is text, ``true`` is no number, and a user is told so instead of being guessed at.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from compress import plugins
+from compress.errors import InputError, nearest
+from compress.pipeline.complaints import complaints, keys_of, missing_key
+from compress.pipeline.sections import (
+    DEMO_DATA,
+    DEMO_TASKS,
+    ORIGINAL,
+    Baseline,
+    Cost,
+    DataShape,
+    DataSource,
+    Document,
+    Evaluate,
+    Gates,
+    Header,
+    ModelSource,
+    Pipeline,
+    Profile,
+    StepEntry,
+)
+from compress.pipeline.source import KeyPath, Source, describe, read_source
+
+__all__ = [
+    "DEMO_DATA",
+    "DEMO_TASKS",
+    "ORIGINAL",
+    "Baseline",
+    "Cost",
+    "DataSource",
+    "Evaluate",
+    "Gates",
+    "ModelSource",
+    "Pipeline",
+    "Profile",
+    "StepEntry",
+    "load_pipeline",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_STEP_KEYS = ("name", "use", "from")
+_DATA_KEYS = tuple(keys_of(DataShape))
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load_pipeline(path: Path | str, overrides: Sequence[str] = ()) -> Pipeline:
+    """Return the pipeline in a YAML file with ``key=value`` overrides put in.
+
+    Paths inside are taken from the file's folder. Raises `InputError` with every mistake found, one a line,
+    each with its place, what is allowed and the nearest match.
+    """
+    source = read_source(Path(path)).override(overrides)
+    return _Reader(source, Path(path).absolute().parent).pipeline(Path(path))
+
+
+class _Reader:
+    """Validates one source piece by piece and gathers what is wrong."""
+
+    def __init__(self, source: Source, folder: Path) -> None:
+        self.source = source
+        self.folder = folder
+        self.wrong: list[tuple[KeyPath, str]] = []
+
+    def pipeline(self, path: Path) -> Pipeline:
+        raw = self.source.data
+        document = self.validate(Document, raw, (), "a pipeline")
+        self.check_name(raw.get("name"), ("name",))
+        data = dict(self.data_sources(_mapping(raw.get("data", DEMO_DATA))))
+        rivals = [self.baseline(item, ("baselines", i)) for i, item in _entries(raw, "baselines")]
+        steps = [self.step(item, ("steps", i), self.default_parent(i)) for i, item in _entries(raw, "steps")]
+        self.check_names()
+        self.check_references(list(_mapping(raw.get("data", DEMO_DATA))))
+        if self.wrong or document is None:
+            raise InputError("\n".join(self.messages()))
+        common = {name: getattr(document, name) for name in Header.model_fields}
+        pipeline = Pipeline(
+            **common,
+            data=data,
+            baselines=tuple(filter(None, rivals)),
+            steps=tuple(filter(None, steps)),
+            path=path,
+            text=self.source.text,
+        )
+        pipeline._source = self.source
+        return pipeline
+
+    def messages(self) -> Iterator[str]:
+        """Yield every message in the order of the file."""
+        for path, message in sorted(self.wrong, key=lambda item: self.source.order(item[0])):
+            is_unknown_key = bool(path) and message.startswith(f"'{path[-1]}' is not a key")
+            address = self.address(path[:-1] if is_unknown_key else path)
+            yield f"{self.source.where(path)}: {address + ': ' if address else ''}{message}"
+
+    def address(self, path: KeyPath) -> str:
+        """Return a path as ``--set`` would write it, entries by their names: ``steps.recover.tokens``."""
+        parts, value = [], self.source.data
+        for part in path:
+            value = value[part] if isinstance(value, list) or part in value else {}
+            name = value.get("name") if isinstance(value, dict) and isinstance(part, int) else None
+            parts.append(name if isinstance(name, str) else str(part))
+        return ".".join(parts)
+
+    def complain(self, path: KeyPath, message: str) -> None:
+        self.wrong.append((path, message))
+
+    def validate(
+        self, model: type[M], data: Any, path: KeyPath, owner: str, beside: Sequence[str] = ()
+    ) -> M | None:
+        """Return `data` as a model with its paths made absolute, or `None` after noting what is wrong."""
+        try:
+            valid: M = _anchored(model.model_validate_json(json.dumps(data), strict=True), self.folder)
+            return valid
+        except ValidationError as error:
+            for inner, message in complaints(error, model, data, owner, beside):
+                self.complain((*path, *inner), message)
+            return None
+
+    def data_sources(self, raw: Mapping[str, Any]) -> Iterator[tuple[str, DataSource]]:
+        for name, entry in raw.items():
+            path: KeyPath = ("data", name)
+            self.check_name(name, path)
+            if not isinstance(entry, dict):
+                continue  # the document's own validation has said so
+            module = self.plugin(entry, path, "source", plugins.available("data.sources"), "a data source")
+            if module is None:
+                continue
+            source = plugins.load("data.sources", module)
+            own = {key: value for key, value in entry.items() if key in _DATA_KEYS}
+            rest = {key: value for key, value in entry.items() if key not in _DATA_KEYS}
+            settings = self.validate(source.Config, rest, path, f"data source {module}", _DATA_KEYS)
+            head = self.validate(DataShape, own, path, "a data source")
+            if getattr(source, "ENDLESS", False) and not {"samples", "tokens"} & own.keys():
+                self.complain(
+                    path, f"the source '{module}' never ends; say how much to take with samples or tokens"
+                )
+            if settings is not None and head is not None:
+                yield name, DataSource(**dict(head), settings=settings)
+
+    def baseline(self, entry: dict[str, Any], path: KeyPath) -> Baseline | None:
+        if "use" in entry:
+            step = self.step(entry, path, ORIGINAL)
+            return None if step is None else Baseline(name=step.name, step=step)
+        rest = {key: value for key, value in entry.items() if key != "name"}
+        if not {"path", "id", "config"} & rest.keys():
+            self.complain(path, "a baseline needs a checkpoint ('id' or 'path') or a step ('use')")
+            return None
+        source = self.validate(ModelSource, rest, path, "a baseline that is a checkpoint", ["name"])
+        return None if source is None else Baseline(name=str(entry.get("name")), source=source)
+
+    def step(self, entry: dict[str, Any], path: KeyPath, parent: str) -> StepEntry | None:
+        use = self.plugin(entry, path, "use", plugins.step_names(), "a step")
+        if use is None:
+            return None
+        rest = {key: value for key, value in entry.items() if key not in _STEP_KEYS}
+        config = self.validate(plugins.step(use).Config, rest, path, use, _STEP_KEYS)
+        if config is None:
+            return None
+        return StepEntry(
+            name=str(entry.get("name")),
+            use=use,
+            parent=str(entry.get("from", parent)),
+            config=config,
+            where=self.source.where(path),
+        )
+
+    def plugin(
+        self, entry: Mapping[str, Any], path: KeyPath, key: str, allowed: Sequence[str], what: str
+    ) -> str | None:
+        """Return the plugin an entry names under `key`, or `None` after noting that there is none."""
+        name = entry.get(key)
+        if key not in entry:
+            self.complain(path, f"{missing_key(key, what)}. Allowed: {', '.join(allowed)}")
+        elif name not in allowed:
+            found = f"'{name}'" if isinstance(name, str) else describe(name)
+            hint = nearest(name, allowed) if isinstance(name, str) else ""
+            self.complain(
+                (*path, key), f"{what} cannot be {found}{hint or '.'} Allowed: {', '.join(allowed)}"
+            )
+        else:
+            return str(name)
+        return None
+
+    def default_parent(self, index: int) -> str:
+        before = self.source.data["steps"][index - 1] if index else {"name": ORIGINAL}
+        return str(before.get("name")) if isinstance(before, dict) else ORIGINAL
+
+    def check_name(self, name: object, path: KeyPath) -> None:
+        if isinstance(name, str) and not _NAME.fullmatch(name):
+            self.complain(path, f"'{name}' cannot be a name; use letters, digits, '-' and '_', at most 64")
+
+    def check_names(self) -> None:
+        """Every step and baseline has a name of its own."""
+        first: dict[str, KeyPath] = {}
+        for path, entry in self.models():
+            name = entry.get("name")
+            if "name" not in entry:
+                self.complain(path, missing_key("name", "a step" if path[0] == "steps" else "a baseline"))
+            elif not isinstance(name, str):
+                self.complain((*path, "name"), f"expected text, found {describe(name)}; put it in quotes")
+            elif name == ORIGINAL:
+                self.complain(
+                    (*path, "name"), f"'{ORIGINAL}' is what the model at the top is called; choose another"
+                )
+            elif name in first:
+                place = self.source.where(first[name])
+                self.complain((*path, "name"), f"the name '{name}' is taken by {place}")
+            else:
+                self.check_name(name, (*path, "name"))
+                first[name] = path
+
+    def models(self) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+        """Yield all baselines, then all steps, as they are written."""
+        for section in ("baselines", "steps"):
+            for index, entry in _entries(self.source.data, section):
+                yield (section, index), entry
+
+    def check_references(self, data: Sequence[str]) -> None:
+        """Every model that is named stands above; all data that is named is under ``data:``."""
+        evaluate = _mapping(self.source.data.get("evaluate"))
+        if "text" in evaluate:
+            self.check_data(evaluate["text"], ("evaluate", "text"), data)
+        else:
+            self.check_data(Evaluate().text, ("data",), data, " (the default of evaluate.text)")
+        earlier: dict[str, list[str]] = {"baselines": [ORIGINAL], "steps": [ORIGINAL]}
+        for path, entry in self.models():
+            section = str(path[0])
+            if "from" in entry and "use" in entry:
+                self.check_model(entry["from"], (*path, "from"), earlier[section])
+            for field, to, value in _references(entry):
+                default = "" if field in entry else f" (the default of {entry['use']})"
+                if to == "data":
+                    self.check_data(value, (*path, field), data, default)
+                else:
+                    self.check_model(value, (*path, field), earlier[section])
+            earlier[section].append(str(entry.get("name")))
+
+    def check_data(self, name: object, path: KeyPath, known: Sequence[str], default: str = "") -> None:
+        if isinstance(name, str) and name not in known:
+            there = ", ".join(known) or "none"
+            self.complain(
+                path, f"no data is called '{name}'{default}{nearest(name, known) or '.'} Under data: {there}"
+            )
+
+    def check_model(self, name: object, path: KeyPath, earlier: Sequence[str]) -> None:
+        if not isinstance(name, str):
+            found = f"expected the name of an earlier step, found {describe(name)}"
+            self.complain(path, f"{found}. Allowed: {', '.join(earlier)}")
+            return
+        if name in earlier:
+            return
+        own, places = path[:2], {entry.get("name"): place for place, entry in self.models()}
+        if name not in places:
+            said = f"no earlier step is called '{name}'{nearest(name, earlier) or '.'}"
+        elif places[name] == own:
+            said = "a step cannot build on itself."
+        elif places[name][0] != own[0]:
+            said = f"'{name}' is one of the {places[name][0]}, and {own[0]} cannot build on those."
+        else:
+            said = f"'{name}' comes later in the file; a step builds on what stands above it."
+        self.complain(path, f"{said} Allowed: {', '.join(earlier)}")
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _entries(data: Mapping[str, Any], section: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the entries of a list section that are mappings; the document's validation names the others."""
+    entries = data.get(section)
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        if isinstance(entry, dict):
+            yield index, entry
+
+
+def _references(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
+    """Yield field, kind and value of every setting of a step that names another node."""
+    if entry.get("use") not in plugins.step_names():
+        return
+    config = plugins.step(entry["use"]).Config
+    for field, to in plugins.references(config).items():
+        if field in entry or not config.model_fields[field].is_required():
+            yield field, to, entry.get(field, config.model_fields[field].default)
+
+
+def _anchored(value: Any, folder: Path, is_path: bool = False) -> Any:
+    """Return a model, or a part of one, in which relative paths start from the pipeline file's folder.
+
+    A path is what is typed so, and text in a field called ``path`` or ``paths``.
+    """
+    if is_path and isinstance(value, str):
+        return str(folder / Path(value).expanduser())
+    if isinstance(value, Path):
+        return folder / value.expanduser()
+    if isinstance(value, tuple | list):
+        return type(value)(_anchored(item, folder, is_path) for item in value)
+    if isinstance(value, BaseModel):
+        fields = {name: (item, _anchored(item, folder, name in ("path", "paths"))) for name, item in value}
+        return value.model_copy(update={name: new for name, (old, new) in fields.items() if new is not old})
+    return value

@@ -1,0 +1,98 @@
+"""What a packed checkpoint looks like, without its numbers: the compressed-tensors `pack-quantized` layout.
+
+In place of ``x.weight`` it stores ``x.weight_packed`` (32-bit words of integers), ``x.weight_scale`` (one a group, in
+the weight's dtype) and ``x.weight_shape``; everything else as it was. ``config.json`` says how to read it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from compress.errors import InputError, nearest
+from compress.models.layout import layout
+from compress.records import ModelSpec, TensorSpec
+
+HEAD = "lm_head"
+
+
+def linear_modules(spec: ModelSpec) -> dict[str, TensorSpec]:
+    """Return the stored weight of every linear layer, by module name (``model.layers.0.mlp.up_proj``)."""
+    matrices = {name for name, axes in layout(spec.config).tensors.items() if len(axes) == 2}
+    return {
+        name.removesuffix(".weight"): spec.tensors[name]
+        for name in spec.tensors
+        if name in matrices and not name.endswith("embed_tokens.weight")
+    }
+
+
+def chosen_modules(spec: ModelSpec, skip: Sequence[str]) -> list[str]:
+    """Return the linear layers to quantize: all but those whose dotted name contains an entry of `skip`.
+
+    Raises `InputError` for an entry that no layer's name contains.
+    """
+    modules = [*linear_modules(spec), HEAD]
+    for entry in skip:
+        if not any(_contains(name, entry) for name in modules):
+            parts = {part for name in modules for part in name.split(".")}
+            raise InputError(f"skip: no linear layer's name contains '{entry}'{nearest(entry, parts)}")
+    return [name for name in linear_modules(spec) if not any(_contains(name, entry) for entry in skip)]
+
+
+def packed_spec(spec: ModelSpec, bits: int, group_size: int, modules: Iterable[str]) -> ModelSpec:
+    """Return the model with those layers packed. Raises `InputError` when groups do not fill a layer's input."""
+    chosen = set(modules)
+    tensors: dict[str, TensorSpec] = {}
+    for name, tensor in spec.tensors.items():
+        if name.removesuffix(".weight") in chosen:
+            tensors |= _packed_tensors(name, tensor, bits, group_size)
+        else:
+            tensors[name] = tensor
+    ignored = sorted({*linear_modules(spec), HEAD} - chosen)
+    config = {**spec.config, "quantization_config": quantization_config(bits, group_size, ignored)}
+    return spec.model_copy(update={"config": config, "tensors": tensors})
+
+
+def quantization_config(bits: int, group_size: int, ignored: Sequence[str]) -> dict[str, Any]:
+    """Return the entry of ``config.json`` by which transformers and vLLM recognize the layout."""
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": group_size,
+        "dynamic": False,
+        "actorder": None,
+    }
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {**group, "format": "pack-quantized"}},
+        "ignore": list(ignored),
+        "kv_cache_scheme": None,
+    }
+
+
+def packing_of(config: dict[str, Any]) -> tuple[int, int]:
+    """Return ``(bits, group_size)`` of a packed model's configuration."""
+    weights = config["quantization_config"]["config_groups"]["group_0"]["weights"]
+    return weights["num_bits"], weights["group_size"]
+
+
+def _packed_tensors(name: str, weight: TensorSpec, bits: int, group_size: int) -> dict[str, TensorSpec]:
+    num_outputs, num_inputs = weight.shape
+    if num_inputs % group_size:
+        sizes = ", ".join(str(size) for size in (256, 128, 64, 32, 16) if num_inputs % size == 0)
+        raise InputError(
+            f"group_size: {group_size} does not divide the {num_inputs} inputs of {name}. "
+            f"Sizes that do: {sizes or 'none that is a multiple of 16'}"
+        )
+    return {
+        f"{name}_packed": TensorSpec(shape=(num_outputs, num_inputs * bits // 32), dtype="I32"),
+        f"{name}_scale": TensorSpec(shape=(num_outputs, num_inputs // group_size), dtype=weight.dtype),
+        f"{name}_shape": TensorSpec(shape=(2,), dtype="I64"),
+    }
+
+
+def _contains(module: str, entry: str) -> bool:
+    return f".{entry}." in f".{module}."

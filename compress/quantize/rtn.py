@@ -1,0 +1,61 @@
+"""Round to nearest: every weight to the closest multiple of its group's scale. The plain reference.
+
+Nothing is calibrated, so it costs seconds and shows what better methods gain. The output head and the embeddings
+stay in floating point, where rounding hurts most. One tensor is in memory at a time, whatever the model's size.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from compress.models.spec import read_spec
+from compress.plugins import Context, StepConfig
+from compress.quantize.packed import chosen_modules, packed_spec
+from compress.records import Artifact, ModelSpec, Outcome, Work
+
+VERSION = 1
+ACCEPTS = ("hf",)
+PRODUCES = "packed"
+
+
+class Config(StepConfig):
+    """Settings of ``quantize.rtn``."""
+
+    bits: Literal[4, 8] = 4
+    """Bits of a weight."""
+    group_size: Annotated[int, Field(ge=16, multiple_of=16)] = 128
+    """Inputs that share a scale; must divide every quantized layer's input size. Smaller is more accurate and larger."""
+    skip: tuple[str, ...] = ("lm_head",)
+    """Linear layers to keep in floating point: any whose dotted name contains one of these (``down_proj``,
+    ``layers.0``)."""
+
+
+def predict(spec: ModelSpec, config: Config) -> ModelSpec:
+    """Return the packed model. Raises `InputError` when `group_size` does not divide a layer's input."""
+    return packed_spec(spec, config.bits, config.group_size, chosen_modules(spec, config.skip))
+
+
+def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
+    """A few operations a weight; the largest tensor in fp32 with its working copies."""
+    largest = max(tensor.num_elements for tensor in spec.tensors.values())
+    return Work(
+        flops=6.0 * spec.num_parameters,
+        peak_memory_bytes=16 * largest,
+        disk_bytes=predict(spec, config).weight_bytes,
+    )
+
+
+def rehearse(config: Config) -> Config:
+    """Return groups small enough for any rehearsal model."""
+    return config.model_copy(update={"group_size": 16})
+
+
+def run(parent: Artifact, config: Config, context: Context) -> Outcome:
+    """Write the packed checkpoint."""
+    from compress.quantize.packing import copy_surroundings, write_packed
+
+    predicted = predict(read_spec(parent.path), config)
+    write_packed(parent.path, context, predicted, config.bits, config.group_size)
+    copy_surroundings(parent.path, context.folder, predicted.config)
+    return Outcome(spec=read_spec(context.folder))

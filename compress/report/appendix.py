@@ -1,0 +1,89 @@
+"""The tables behind the tables: what a chart is drawn from, every measurement, keys, the environment."""
+
+from collections.abc import Iterator
+
+from compress.records import RunRecord, StepRecord
+from compress.report import figures, units
+from compress.report.cells import Cell, Row, Table, figure, measured, words
+from compress.report.charts import Cost, thinned
+from compress.report.tables import per_step
+
+CURVE_ROWS = 12
+"""How many points of a training curve its table shows."""
+
+
+def chart_twin(run: RunRecord, cost: Cost, best: StepRecord | None) -> Table:
+    """Return the figures a scatter chart is drawn from."""
+
+    def cells(step: StepRecord) -> Iterator[Cell]:
+        yield measured(figures.accuracy(step))
+        yield figure(cost.of(step), lambda value: units.quantity(value, cost.unit))
+
+    return Table(
+        f"{cost.title}, as a table", ("Mean accuracy", cost.x_name), per_step(run.steps, best, cells)
+    )
+
+
+def curve_twin(step: StepRecord) -> Table:
+    """Return evenly chosen points of a training curve."""
+    points = thinned(step.curve, CURVE_ROWS)
+    rows = tuple(
+        Row(
+            f"{units.count(point.tokens)} tokens",
+            "",
+            (
+                figure(point.loss, lambda value: f"{units.significant(value)}{units.SPACE}nats"),
+                figure(point.learning_rate, units.significant),
+                figure(point.tokens_per_second, lambda value: units.quantity(value, "tokens/s")),
+            ),
+        )
+        for point in points
+    )
+    columns = ("Loss", "Learning rate", "Training speed")
+    caption = f"Training of {step.name}: {len(points)} of {len(step.curve)} points"
+    return Table(caption, columns, rows, head="Seen")
+
+
+def everything(run: RunRecord) -> Table:
+    """Return every measurement in the record, one a row, with all that was noted about it."""
+    rows = tuple(
+        Row(
+            step.name,
+            "",
+            (
+                words(one.name),
+                words(", ".join(f"{key} {value}" for key, value in one.labels.items())),
+                measured(one),
+                words(f"{one.n:,} items".replace(",", units.SPACE) if one.n is not None else ""),
+                words(", ".join(f"{name} {units.quantity(v, one.unit)}" for name, v in one.beside.items())),
+                words(one.note or ""),
+            ),
+        )
+        for step in run.steps
+        for one in step.measurements
+    )
+    columns = ("Measurement", "Of", "Value", "Sample", "Taken beside", "Note")
+    return Table("Every measurement", columns, rows)
+
+
+def artifacts(run: RunRecord) -> Table:
+    """Return the key of every artifact, and the artifacts it was made from."""
+    rows = tuple(
+        Row(
+            step.name,
+            step.use,
+            (
+                words(step.kind),
+                words(step.key),
+                words("\n".join(f"{name}: {key}" for name, key in step.inputs.items())),
+            ),
+        )
+        for step in run.steps
+    )
+    return Table("Artifacts in the store", ("Kind", "Key", "Inputs"), rows)
+
+
+def environment(run: RunRecord) -> Table:
+    """Return what the run ran on."""
+    rows = tuple(Row(name, "", (words(value),)) for name, value in run.environment.items())
+    return Table("Environment", ("Value",), rows, head="What")

@@ -1,0 +1,224 @@
+"""The geometry of the report's charts: where each mark, tick and label goes.
+
+Deciding is here, drawing is in `charts.jinja`: every text passes through the template's escaping. Coordinates
+are SVG user units with the origin at the top left.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compress.records import CurvePoint, Measurement, RunRecord, StepRecord
+from compress.report import figures, units
+from compress.report.labels import Label, place
+
+LEFT, RIGHT, TOP, BOTTOM = 52, 468, 28, 268
+"""The plotting area inside a picture 480 units wide and 320 high."""
+
+MAX_CURVE_POINTS = 400
+
+Scale = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A grid line and its text; `at` is a coordinate."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One model in a scatter chart, with the ends of its interval."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    kind: str
+    title: str
+    label: Label
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Quality against one cost."""
+
+    id: str
+    title: str
+    x_name: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    marks: tuple[Mark, ...]
+    links: tuple[tuple[float, float, float, float], ...]
+    chance: Tick | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss of one training, over tokens."""
+
+    step: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    points: str
+    last: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a scatter chart has on its horizontal axis."""
+
+    id: str
+    title: str
+    x_name: str
+    unit: str
+    of: Callable[[StepRecord], float | None]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that can be drawn: both its cost and its quality are known."""
+
+    step: StepRecord
+    cost: float
+    quality: Measurement
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """The ends of the interval (the value where there is none) around the value."""
+        low, value, high = self.quality.low, self.quality.value, self.quality.high
+        return value if low is None else low, value, value if high is None else high
+
+
+def costs(run: RunRecord) -> tuple[Cost, ...]:
+    """Return the costs quality is drawn against: bytes, and time per token at the smallest profile."""
+    size = Cost("size", "Accuracy and size", "Size on disk", "bytes", lambda step: float(step.disk_bytes))
+    profile = next(iter(figures.profiles(run)), None)
+    if profile is None:
+        return (size,)
+
+    def time(step: StepRecord) -> float | None:
+        taken = figures.within(step, figures.TIME_PER_TOKEN, profile)
+        return taken.value if taken else None
+
+    name = f"Time per output token ({figures.profile_name(profile)})"
+    return size, Cost("speed", "Accuracy and speed", name, "ms", time)
+
+
+def scatter(run: RunRecord, cost: Cost, best: StepRecord | None) -> Scatter | None:
+    """Return mean accuracy against a cost, for every step both were measured of; None with fewer than two."""
+    models = _models(run, cost)
+    if len(models) < 2:
+        return None
+    chance = figures.chance(run)
+    x_values = [model.cost for model in models]
+    y_values = y_range([v for model in models for v in model.interval] + ([] if chance is None else [chance]))
+    to_x, to_y = logarithmic(x_values), linear(y_values, BOTTOM, TOP)
+    spots = {model.step.name: (to_x(model.cost), to_y(model.quality.value)) for model in models}
+    labels = place(spots, (LEFT, TOP, RIGHT, BOTTOM))
+    return Scatter(
+        id=cost.id,
+        title=cost.title,
+        x_name=cost.x_name,
+        x_ticks=tuple(Tick(to_x(v), units.quantity(v, cost.unit)) for v in _log_ticks(x_values)),
+        y_ticks=tuple(Tick(to_y(v), f"{100 * v:.3g}{units.SPACE}%") for v in nice_ticks(y_values, 6)),
+        marks=tuple(_mark(model, cost, to_x, to_y, labels[model.step.name], best) for model in models),
+        links=tuple(
+            (*spots[model.step.parent], *spots[model.step.name])
+            for model in models
+            if model.step.role == "student" and model.step.parent in spots
+        ),
+        chance=None if chance is None else Tick(to_y(chance), f"guessing, {units.share(chance)}"),
+    )
+
+
+def kind_of(step: StepRecord, best: StepRecord | None) -> str:
+    """Return how a model is drawn: ``original``, ``baseline``, ``best`` or ``student``."""
+    return "best" if best is not None and step.name == best.name else step.role
+
+
+def curve(step: StepRecord) -> Curve | None:
+    """Return a training's loss curve; None with fewer than two finite points."""
+    points = [point for point in step.curve if math.isfinite(point.loss)]
+    if len(points) < 2 or points[-1].tokens <= points[0].tokens:
+        return None
+    shown = thinned(points, MAX_CURVE_POINTS)
+    x_values = (0.0, float(points[-1].tokens))
+    losses = [point.loss for point in shown]
+    y_values = (min(losses), max(max(losses), min(losses) + 1e-3))
+    to_x, to_y = linear(x_values, LEFT, RIGHT), linear(y_values, BOTTOM, TOP)
+    path = " ".join(f"{to_x(point.tokens):.1f},{to_y(point.loss):.1f}" for point in shown)
+    x_ticks = tuple(Tick(to_x(v), units.count(v)) for v in nice_ticks(x_values, 5))
+    y_ticks = tuple(Tick(to_y(v), units.significant(v)) for v in nice_ticks(y_values, 5))
+    return Curve(step.name, x_ticks, y_ticks, path, units.significant(points[-1].loss))
+
+
+def thinned(points: Sequence[CurvePoint], most: int) -> list[CurvePoint]:
+    """Return at most so many points, evenly chosen, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]
+
+
+def linear(values: tuple[float, float], start: float, stop: float) -> Scale:
+    """Return the map that takes the range of values onto the stretch from `start` to `stop`."""
+    low, high = values
+    return lambda value: round(start + (value - low) / (high - low) * (stop - start), 1)
+
+
+def logarithmic(values: Sequence[float]) -> Scale:
+    """Return the map of positive values onto the width of the chart, equal ratios equally far apart."""
+    low, high = math.log(min(values)), math.log(max(values))
+    pad = max(0.08 * (high - low), 0.1)
+    to_x = linear((low - pad, high + pad), LEFT, RIGHT)
+    return lambda value: to_x(math.log(value))
+
+
+def y_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return a range of shares with air above and below the values."""
+    pad = max(0.06 * (max(values) - min(values)), 0.005)
+    return max(min(values) - pad, -pad), min(max(values) + pad, 1 + pad)
+
+
+def nice_ticks(values: tuple[float, float], most: int) -> list[float]:
+    """Return at most so many round values (steps of 1, 2 or 5 tens) inside a range."""
+    low, high = values
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _log_ticks(values: Sequence[float]) -> list[float]:
+    """Return 1-2-5 ticks; where the values lie so close that these are fewer than two, linear ones."""
+    low, high = min(values) / 1.1, max(values) * 1.1
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**power for power in powers for m in (1, 2, 5) if low <= m * 10.0**power <= high]
+    return ticks if len(ticks) >= 2 else [tick for tick in nice_ticks((low, high), 4) if tick > 0]
+
+
+def _models(run: RunRecord, cost: Cost) -> list[_Model]:
+    models = []
+    for step in run.steps:
+        quality, value = figures.accuracy(step), cost.of(step)
+        if quality is None or value is None or value <= 0 or not math.isfinite(quality.value + value):
+            continue
+        models.append(_Model(step, value, quality))
+    return models
+
+
+def _mark(model: _Model, cost: Cost, to_x: Scale, to_y: Scale, label: Label, best: StepRecord | None) -> Mark:
+    low, value, high = model.interval
+    width = units.interval(model.quality.low, model.quality.high, "share")
+    accuracy = f"{units.share(value)} (95 %: {width})" if width else units.share(value)
+    return Mark(
+        x=to_x(model.cost),
+        y=to_y(value),
+        low=to_y(low),
+        high=to_y(high),
+        kind=kind_of(model.step, best),
+        title=f"{model.step.name}: {accuracy}, {units.quantity(model.cost, cost.unit)}",
+        label=label,
+    )

@@ -1,0 +1,50 @@
+"""The handful of numbers under the headline: what a buyer asks first, each beside the original."""
+
+from collections.abc import Iterator
+
+from compress.records import RunRecord, StepRecord
+from compress.report import figures, units
+from compress.report.cells import MISSING, Cell, Text, change_text, figure, measured, spread
+
+OUTPUT_PRICE = "usd_per_million_output_tokens"
+
+
+def key_figures(run: RunRecord, best: StepRecord) -> Iterator[tuple[str, Cell]]:
+    """Yield the name and the figure of quality, size, speed, price and parameters."""
+    yield "Mean accuracy", _accuracy(best)
+    smaller = figures.times_smaller(run, best)
+    yield "Size on disk", figure(best.disk_bytes, units.num_bytes, *_times(smaller, "smaller", "larger"))
+    yield from _speed(run, best)
+    reference, parameters = figures.original(run), best.realized.num_parameters
+    fewer = reference.realized.num_parameters / parameters if reference and parameters else None
+    yield "Parameters", figure(parameters, units.count, *_times(fewer, "fewer", "more"))
+
+
+def _accuracy(best: StepRecord) -> Cell:
+    quality, change = figures.accuracy(best), figures.accuracy_change(best)
+    if quality is None:
+        return MISSING
+    notes = []
+    if change is not None:
+        notes.append(Text(f"{change_text(change).text} from the original", (change.value,)))
+        notes += [Text(f"95 %: {note.text}", note.values) for note in spread(change, "points")]
+    return figure(quality.value, units.share, *notes)
+
+
+def _speed(run: RunRecord, best: StepRecord) -> Iterator[tuple[str, Cell]]:
+    for profile in figures.profiles(run)[:1]:
+        time = figures.within(best, figures.TIME_PER_TOKEN, profile)
+        notes = _times(figures.times_faster(run, best), "faster", "slower")
+        yield f"Time per output token, {figures.profile_name(profile)}", measured(time, *notes)
+        price = figures.within(best, OUTPUT_PRICE, profile)
+        relative = figures.to_original(run, best, OUTPUT_PRICE, profile)
+        if price is not None:
+            notes = _times(1 / relative if relative else None, "cheaper", "dearer")
+            yield "Price of 1 M output tokens", measured(price, *notes)
+
+
+def _times(times: float | None, more: str, less: str) -> list[Text]:
+    if not times:
+        return []
+    words = f"{units.ratio(times)} {more}" if times >= 1 else f"{units.ratio(1 / times)} {less}"
+    return [Text(words, (times,))]

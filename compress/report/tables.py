@@ -1,0 +1,196 @@
+"""The tables of the report: what each step made, what it took, and how every model did.
+
+Each is a list of rows over the run's steps, in their order; each number in them is a field of the record, or
+the difference or ratio of two.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+from compress.records import RunRecord, StepRecord
+from compress.report import figures, units
+from compress.report.cells import (
+    MISSING,
+    REFERENCE,
+    Cell,
+    Row,
+    Table,
+    Text,
+    change_text,
+    figure,
+    measured,
+    spread,
+)
+from compress.report.charts import kind_of
+
+RESULT_COLUMNS = (
+    "Parameters",
+    "On disk",
+    "Size against original",
+    "Mean accuracy",
+    "Change from original",
+    "Change from parent",
+    "KL divergence",
+    "Same top token",
+    "Perplexity",
+)
+
+EFFORT_COLUMNS = (
+    "Time",
+    "Time estimated",
+    "Peak memory",
+    "Memory estimated",
+    "Parameters",
+    "Parameters predicted",
+    "Weights",
+    "Weights predicted",
+)
+
+SPEED_COLUMNS = {
+    "time_to_first_token": "Time to first token",
+    "time_per_output_token": "Time per output token",
+    "tokens_per_second": "Output speed",
+    "prefill_tokens_per_second": "Prompt speed",
+    "peak_memory": "Peak memory",
+    "load_memory": "Memory to load",
+    "usd_per_million_input_tokens": "Price of 1 M input tokens",
+    "usd_per_million_output_tokens": "Price of 1 M output tokens",
+}
+
+
+def results(run: RunRecord, best: StepRecord | None) -> Table:
+    """Return what each step made: size and quality, against the original and the parent."""
+    note = (
+        "Accuracy is the mean over the tasks; small figures are 95 % intervals, paired by item for changes. "
+        "KL divergence and same top token compare each next-token prediction with the original's, on "
+        "held-out text."
+    )
+    rows = per_step(run.steps, best, partial(_result, run))
+    return Table("What each step made", RESULT_COLUMNS, rows, note)
+
+
+def effort(run: RunRecord, best: StepRecord | None) -> Table:
+    """Return what each step took, and what the plan had predicted beside it."""
+    note = "Parameters and weight bytes are predicted from the settings alone, before anything runs."
+    return Table("What each step took", EFFORT_COLUMNS, per_step(run.steps, best, _taken), note)
+
+
+def tasks(run: RunRecord, best: StepRecord | None) -> Table | None:
+    """Return accuracy for each task and step, with change and flips; None where no task was measured."""
+    names = _task_names(run)
+    if not names:
+        return None
+    by_chance = tuple(figure(run.chance.get(name), units.share) for name in names)
+    rows = per_step(run.steps, best, partial(_per_task, names))
+    note = (
+        "Beneath each accuracy: its 95 % interval, the paired change from the original, and flips: the "
+        "share of items whose answer changed from right to wrong or back."
+    )
+    return Table("Accuracy by task", names, (Row("guessing", "chance level", by_chance), *rows), note)
+
+
+def speed(run: RunRecord, best: StepRecord | None) -> list[Table]:
+    """Return one table of latency, memory and price for each profile measured."""
+    found = []
+    for profile in figures.profiles(run):
+        taken = {name for name in SPEED_COLUMNS for s in run.steps if figures.within(s, name, profile)}
+        shown = [name for name in SPEED_COLUMNS if name in taken]
+        rows = per_step(run.steps, best, partial(_speed, run, profile, shown))
+        headings = tuple(SPEED_COLUMNS[name] for name in shown)
+        found.append(Table(f"At {figures.profile_name(profile)}", headings, rows))
+    return found
+
+
+def per_step(
+    steps: Iterable[StepRecord], best: StepRecord | None, cells: Callable[[StepRecord], Iterable[Cell]]
+) -> tuple[Row, ...]:
+    """Return a row for each step, headed by its name and drawn by its kind."""
+    return tuple(Row(step.name, step.use, tuple(cells(step)), kind_of(step, best)) for step in steps)
+
+
+def _result(run: RunRecord, step: StepRecord) -> Iterator[Cell]:
+    is_reference = step.role == "original"
+    smaller = figures.times_smaller(run, step)
+    yield figure(step.realized.num_parameters, units.count)
+    yield figure(step.disk_bytes, units.num_bytes)
+    yield REFERENCE if is_reference else figure(1 / smaller if smaller else None, units.ratio)
+    yield measured(figures.accuracy(step))
+    yield REFERENCE if is_reference else _change(step)
+    yield REFERENCE if is_reference else _change_from_parent(run, step)
+    for name in ("kl_divergence", "same_top_token"):
+        found = figures.find(step, name)
+        yield REFERENCE if is_reference and found is None else measured(found)
+    yield measured(figures.find(step, "perplexity"))
+
+
+def _change(step: StepRecord) -> Cell:
+    change = figures.accuracy_change(step)
+    return Cell(change_text(change), spread(change, "points")) if change else MISSING
+
+
+def _change_from_parent(run: RunRecord, step: StepRecord) -> Cell:
+    built_on = figures.parent(run, step)
+    if built_on is None:
+        return Cell(Text("no parent here", tone="missing"))
+    before, after = figures.accuracy(built_on), figures.accuracy(step)
+    return figure(after.value - before.value if after and before else None, units.signed_points)
+
+
+def _taken(step: StepRecord) -> Iterator[Cell]:
+    stored = (Text("from the store"),) if step.cached else ()
+    yield figure(step.seconds or None, units.duration, *stored)
+    yield _estimate(step.estimated_seconds, units.duration)
+    yield figure(step.peak_memory_bytes or None, units.num_bytes)
+    yield _estimate(step.estimated_peak_memory_bytes, units.num_bytes)
+    predicted, realized = step.predicted, step.realized
+    yield figure(realized.num_parameters, units.count)
+    yield _prediction(predicted.num_parameters, realized.num_parameters, units.count)
+    yield figure(realized.weight_bytes, units.num_bytes)
+    yield _prediction(predicted.weight_bytes, realized.weight_bytes, units.num_bytes)
+
+
+def _estimate(value: float | None, write: Callable[[float], str]) -> Cell:
+    return Cell(Text("no estimate", tone="missing")) if value is None else figure(value, write)
+
+
+def _prediction(predicted: int, realized: int, write: Callable[[float], str]) -> Cell:
+    if predicted == realized:
+        return figure(predicted, write, Text("exact"))
+    difference = abs(predicted - realized)
+    return figure(predicted, write, Text(f"off by {write(difference)}", (difference,), "worse"))
+
+
+def _per_task(names: Iterable[str], step: StepRecord) -> Iterator[Cell]:
+    for name in names:
+        labels = {"task": name}
+        accuracy = figures.find(step, "accuracy", labels)
+        change, flips = (figures.find(step, other, labels) for other in ("accuracy_change", "flips"))
+        notes = [change_text(change)] if change else []
+        if flips:
+            notes.append(Text(f"{units.share(flips.value)} flips", (flips.value,)))
+        yield measured(accuracy, *notes) if accuracy else _other_metric(step, name)
+
+
+def _other_metric(step: StepRecord, task: str) -> Cell:
+    """A task without right and wrong answers is shown by its first metric, named."""
+    found = next((one for one in step.measurements if one.labels.get("task") == task), None)
+    return measured(found, Text(found.name)) if found else MISSING
+
+
+def _task_names(run: RunRecord) -> tuple[str, ...]:
+    found = [str(m.labels["task"]) for s in run.steps for m in s.measurements if "task" in m.labels]
+    return tuple(dict.fromkeys([*run.tasks, *found])) if found else ()
+
+
+def _speed(run: RunRecord, profile: figures.Labels, names: Iterable[str], step: StepRecord) -> Iterator[Cell]:
+    built_on = figures.parent(run, step)
+    for name in names:
+        beside: list[tuple[str, float | None]] = []
+        if step.role != "original":
+            beside.append(("original", figures.to_original(run, step, name, profile)))
+        if built_on is not None and built_on.role != "original":
+            beside.append((built_on.name, figures.to_parent(run, step, name, profile)))
+        notes = (
+            Text(f"{units.ratio(value)} {whom}", (value,)) for whom, value in beside if value is not None
+        )
+        yield measured(figures.within(step, name, profile), *notes)

@@ -1,0 +1,251 @@
+"""What a run means, in plain words: which student to take, what it saves, what it costs, who beats it.
+
+The rule by which one student is chosen is said in the report, so that a reader may choose otherwise: among
+the leaves, the smallest on disk that passes every gate or, where a pipeline has no gates, that is within two
+points of the most accurate leaf.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from compress.records import GateResult, Measurement, RunRecord, StepRecord
+from compress.report import figures, units
+
+Tone = Literal["good", "bad", "warn", "plain"]
+
+TOLERANCE = 0.02
+"""Without gates: how far below the most accurate leaf the chosen one may be, as a share."""
+
+GATE_UNITS = {"accuracy": "share", "bytes": "bytes", "_ms": "ms", "kl_divergence": "nats/token"}
+"""What a gate counts, by how its name ends."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the verdict, and whether it is good news."""
+
+    tone: Tone
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The top of the report: one headline, the student it is about, the sentences under it."""
+
+    tone: Tone
+    headline: str
+    best: StepRecord | None
+    findings: tuple[Finding, ...]
+
+
+def judge(run: RunRecord) -> Verdict:
+    """Return the verdict on a run, whatever state it ended in."""
+    best = best_student(run)
+    tone, headline = _headline(run, best)
+    findings = [*_state(run), *_gates(run)]
+    if best and not run.rehearsal:
+        findings += [*_rivals(run, best), *_guessing(run, best), *_choice(run, best)]
+    return Verdict(tone, headline, best, (*findings, *_sizes(run), *_effort(run)))
+
+
+def best_student(run: RunRecord) -> StepRecord | None:
+    """Return the leaf to ship by the rule above; without any measured quality, the smallest leaf."""
+    if not run.leaves:
+        return None
+    measured = {leaf.name: value.value for leaf in run.leaves if (value := figures.accuracy(leaf))}
+    top = max(measured.values(), default=0.0)
+    if run.gates:
+        passing = [leaf for leaf in run.leaves if passes(run, leaf)]
+        pool = passing or [leaf for leaf in run.leaves if measured.get(leaf.name) == top]
+    else:
+        pool = [leaf for leaf in run.leaves if measured.get(leaf.name, -1.0) >= top - TOLERANCE]
+    return min(pool or run.leaves, key=lambda leaf: leaf.disk_bytes)
+
+
+def passes(run: RunRecord, step: StepRecord) -> bool:
+    """Return whether a step failed no gate."""
+    return all(gate.passed for gate in run.gates if gate.step == step.name)
+
+
+def beats_on_size(rival: StepRecord, student: StepRecord) -> bool:
+    """Return whether a rival is at least as accurate as a student and takes no more bytes on disk."""
+    return _as_accurate(rival, student) and rival.disk_bytes <= student.disk_bytes
+
+
+def beats_on_speed(run: RunRecord, rival: StepRecord, student: StepRecord) -> bool:
+    """Return whether a rival is at least as accurate as a student and no slower per output token."""
+    theirs, ours = figures.times_faster(run, rival), figures.times_faster(run, student)
+    return _as_accurate(rival, student) and theirs is not None and ours is not None and theirs >= ours
+
+
+def trade(run: RunRecord, step: StepRecord) -> str:
+    """Return what a step gains and gives up against the original: ``7.1× smaller, loses 2.1 points …``."""
+    gains = [*_size_words(run, step), *_speed_words(run, step)]
+    cost = _quality_words(figures.accuracy_change(step))
+    return f"{' and '.join(gains)}, {cost}" if gains else cost
+
+
+def _headline(run: RunRecord, best: StepRecord | None) -> tuple[Tone, str]:
+    what = "The rehearsal" if run.rehearsal else "The run"
+    if run.status == "failed":
+        return "bad", f"{what} failed before it was finished"
+    if run.status == "interrupted":
+        return "warn", f"{what} was interrupted before it was finished"
+    if run.status == "running":
+        return "warn", f"{what} has not finished yet"
+    if run.rehearsal:
+        return "plain", "The rehearsal went through: every step of this pipeline runs"
+    if best is None:
+        return "plain", "Nothing was compressed: this run made no student"
+    if not passes(run, best):
+        return "bad", f"No student passed the quality gates; {best.name} came closest: {trade(run, best)}"
+    beaten_by = [rival.name for rival in figures.baselines(run) if beats_on_size(rival, best)]
+    if beaten_by:
+        return "bad", f"The baseline {beaten_by[0]} beats the best student, {best.name}, at its own size"
+    return "plain", f"{best.name}: {trade(run, best)}"
+
+
+def _state(run: RunRecord) -> Iterator[Finding]:
+    if run.error:
+        yield Finding("bad", f"It stopped with: {run.error}")
+    if run.status in ("failed", "interrupted"):
+        yield Finding("warn", "What was finished is kept: the same command goes on from there.")
+    warnings = sum(len(step.warnings) for step in run.steps)
+    if warnings:
+        was = "warning was" if warnings == 1 else "warnings were"
+        yield Finding("warn", f"{warnings} {was} given; they are listed below.")
+
+
+def _gates(run: RunRecord) -> Iterator[Finding]:
+    for gate in run.gates:
+        verb = "passes" if gate.passed else "fails"
+        yield Finding("good" if gate.passed else "bad", f"{gate.step} {verb} the gate {gate_words(gate)}.")
+
+
+def gate_words(gate: GateResult) -> str:
+    """Return a gate with its limit and what was measured: ``min_accuracy (79.1 %, at least 75.0 % …)``."""
+    bound = "at least" if gate.gate.startswith("min") else "at most"
+    measured = units.NOT_MEASURED if gate.measured is None else _gate_value(gate.gate, gate.measured)
+    return f"{gate.gate} ({measured}, {bound} {_gate_value(gate.gate, gate.limit)} allowed)"
+
+
+def _gate_value(gate: str, value: float) -> str:
+    """A gate is a bare number in the pipeline file; its name says what it counts."""
+    if gate.endswith("_drop"):
+        return units.signed_points(value).removeprefix("+")
+    unit = next((unit for ending, unit in GATE_UNITS.items() if gate.endswith(ending)), "")
+    return units.quantity(value, unit)
+
+
+def _rivals(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
+    rivals = figures.baselines(run)
+    comparable = [rival for rival in rivals if figures.accuracy(rival) and figures.accuracy(best)]
+    if not rivals:
+        yield Finding(
+            "plain", "No baseline was measured, so nothing here shows whether a simpler way does as well."
+        )
+    elif not comparable:
+        yield Finding("plain", "Student and baselines cannot be compared: their quality was not measured.")
+    beating = [finding for rival in comparable for finding in _rival(run, rival, best)]
+    yield from beating
+    if comparable and not beating:
+        named = " or ".join(rival.name for rival in comparable)
+        yield Finding("good", f"No baseline ({named}) is as accurate as {best.name} at its size or speed.")
+
+
+def _rival(run: RunRecord, rival: StepRecord, best: StepRecord) -> Iterator[Finding]:
+    faster = beats_on_speed(run, rival, best)
+    if beats_on_size(rival, best):
+        also = " and no slower" if faster else ""
+        text = f"The baseline {rival.name} beats {best.name}: at least as accurate{also}, and no larger"
+        yield Finding("bad", f"{text} ({_pair(rival)} against {_pair(best)}).")
+    elif faster:
+        text = f"The baseline {rival.name} is at least as accurate as {best.name} and no slower, but larger"
+        yield Finding("warn", f"{text} ({_pair(rival)} against {_pair(best)}).")
+
+
+def _pair(step: StepRecord) -> str:
+    quality = figures.accuracy(step)
+    return (
+        f"{units.num_bytes(step.disk_bytes)}, {units.share(quality.value) if quality else units.NOT_MEASURED}"
+    )
+
+
+def _as_accurate(rival: StepRecord, student: StepRecord) -> bool:
+    theirs, ours = figures.accuracy(rival), figures.accuracy(student)
+    return theirs is not None and ours is not None and theirs.value >= ours.value
+
+
+def _guessing(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
+    chance = figures.chance(run)
+    for step in (figures.original(run), best):
+        quality = figures.accuracy(step) if step else None
+        if step is None or quality is None or chance is None:
+            continue
+        if (quality.value if quality.low is None else quality.low) <= chance:
+            yield Finding(
+                "bad", f"{step.name} cannot be told from guessing (chance is {units.share(chance)})."
+            )
+
+
+def _choice(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
+    if len(run.leaves) < 2:
+        return
+    if not any(figures.accuracy(leaf) for leaf in run.leaves):
+        rule = "the smallest on disk; quality was not measured"
+    elif not run.gates:
+        rule = f"the smallest on disk within {units.points(TOLERANCE)} of the most accurate"
+    elif passes(run, best):
+        rule = "the smallest on disk that passes the gates"
+    else:
+        rule = "the most accurate, as none passes the gates"
+    yield Finding("plain", f"{best.name} was chosen among {len(run.leaves)} candidates as {rule}.")
+
+
+def _sizes(run: RunRecord) -> Iterator[Finding]:
+    wrong = [step.name for step in run.steps if step.predicted != step.realized]
+    if wrong:
+        yield Finding("warn", f"The size predicted by the plan was not the size made: {', '.join(wrong)}.")
+
+
+def _effort(run: RunRecord) -> Iterator[Finding]:
+    """The steps' own time is what making them takes: a run whose steps are in the store takes no time."""
+    seconds = sum(step.seconds for step in run.steps)
+    if not seconds:
+        return
+    cost = ""
+    if run.usd_per_hour:
+        spent = units.dollars(seconds / 3600 * run.usd_per_hour)
+        cost = f", {spent} at {units.dollars(run.usd_per_hour)} per hour"
+    stored = sum(step.cached for step in run.steps)
+    kept = f"; {stored} of {len(run.steps)} were in the store already" if stored else ""
+    yield Finding("plain", f"The steps take {units.duration(seconds)}{cost}, measuring apart{kept}.")
+
+
+def _size_words(run: RunRecord, step: StepRecord) -> Iterator[str]:
+    times = figures.times_smaller(run, step)
+    if times is not None:
+        yield _compared(times, "smaller", "larger", "the same size")
+
+
+def _speed_words(run: RunRecord, step: StepRecord) -> Iterator[str]:
+    times = figures.times_faster(run, step)
+    if times is not None:
+        yield _compared(times, "faster", "slower", "as fast")
+
+
+def _compared(times: float, more: str, less: str, same: str) -> str:
+    """Within 5 % is called the same: more would be claimed than such a run can show."""
+    if abs(times - 1) < 0.05:
+        return same
+    return f"{units.ratio(times)} {more}" if times > 1 else f"{units.ratio(1 / times)} {less}"
+
+
+def _quality_words(change: Measurement | None) -> str:
+    if change is None:
+        return "quality not measured"
+    if change.low is not None and change.high is not None and change.low <= 0 <= change.high:
+        return f"no measurable change in accuracy ({units.signed_points(change.value)})"
+    verb = "loses" if change.value < 0 else "gains"
+    return f"{verb} {units.points(change.value)} of accuracy"

@@ -1,0 +1,36 @@
+"""Which rows of the data a step reads: a pure function of the step, so resuming needs no position."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from compress.data.tokens import order
+
+
+class Rows(Protocol):
+    """Packed data, as `compress.data.tokens.PackedTokens` offers it."""
+
+    @property
+    def num_sequences(self) -> int: ...
+    @property
+    def sequence_length(self) -> int: ...
+    def batch(self, indices: list[int]) -> Tensor: ...
+
+
+class Batches:
+    """The data in a seeded order, a new one every epoch."""
+
+    def __init__(self, data: Rows, batch_sequences: int, seed: int) -> None:
+        self._data, self._size, self._seed = data, batch_sequences, seed
+        self._order: tuple[int, Tensor] | None = None
+
+    def at(self, step: int) -> Tensor:
+        """Return the batch of a step: int64 ``[batch, T]``. A batch may span epochs."""
+        total = self._data.num_sequences
+        positions = range(step * self._size, (step + 1) * self._size)
+        return self._data.batch([int(self._epoch(i // total)[i % total]) for i in positions])
+
+    def _epoch(self, epoch: int) -> Tensor:
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, order(self._data.num_sequences, self._seed, epoch)
+        return self._order[1]

@@ -1,0 +1,83 @@
+"""The one training loop: every step that learns by gradient brings an objective and calls `fit`.
+
+A step's data are a function of its number, its arithmetic is fixed at the first start, and all it changes is
+in the checkpoint: so work killed at any moment ends in the bytes it would have ended in.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compress.errors import StepFailed
+from compress.plugins import Context
+from compress.records import JsonValue
+from compress.train.batches import Batches, Rows
+from compress.train.checkpoint import Checkpoints
+from compress.train.numerics import applied, resolve
+from compress.train.schedule import Schedule
+from compress.train.settings import TrainingSettings
+from compress.train.training import Training
+
+
+def fit(
+    objective: nn.Module,
+    student: PreTrainedModel,
+    data: Rows,
+    settings: TrainingSettings,
+    context: Context,
+) -> dict[str, JsonValue]:
+    """Train `student`, in place, by an objective that holds it; return the step's facts and its curve.
+
+    objective: ``(ids_BT) -> (summed loss, number of tokens it is of)``. The student's weights are fp32 and
+    stay so. Work is kept in ``context.partial`` and taken up from there. Raises `StepFailed` when the loss is
+    not finite again after a return to the last checkpoint, or a GPU is too small for the micro-batch.
+    """
+    schedule = Schedule.of(settings, data.sequence_length)
+    numerics = resolve(context.partial, settings, schedule, student)
+    with applied(numerics):
+        torch.manual_seed(context.seed)
+        for model in (m for m in objective.children() if isinstance(m, PreTrainedModel)):
+            model.set_attn_implementation(numerics.attention)
+        objective.to(numerics.device)
+        batches = Batches(data, schedule.batch_sequences, context.seed)
+        training = Training(objective, student, batches, settings, schedule, numerics)
+        student.train()
+        try:
+            _take_all_steps(training, Checkpoints(context.partial, settings.checkpoint_seconds), context)
+        except torch.cuda.OutOfMemoryError as error:
+            raise StepFailed(
+                f"the GPU's memory is too small for {numerics.micro_batch} sequences of "
+                f"{schedule.sequence_length} tokens at once; set a smaller `micro_batch`"
+            ) from error
+        finally:
+            student.zero_grad(set_to_none=True)
+            student.eval()
+    return training.facts()
+
+
+def _take_all_steps(training: Training, checkpoints: Checkpoints, context: Context) -> None:
+    """Take the steps that are left, keeping checkpoints. Returns when all are taken, or raises."""
+    if checkpoints.exist:
+        training.restore(checkpoints.read())
+        training.num_resumed += 1
+    checkpoints.write(training.state())
+    rolled_back = False
+    while not training.done:
+        loss, grad_norm = training.compute_gradient()
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            training.update(loss)
+            context.progress(training.num_tokens, training.total_tokens, "tokens", **training.figures())
+        else:
+            seen = f"at step {training.step + 1} the loss was {loss} and the gradient's length {grad_norm}"
+            if rolled_back:
+                raise StepFailed(f"training diverged: {seen}, twice; try a lower `learning_rate`, or fp32")
+            rolled_back = True
+            context.warn(f"{seen}; went back to the last checkpoint once")
+            training.restore(checkpoints.read())
+        if context.stopping:
+            checkpoints.write(training.state())
+            context.stop()
+        if checkpoints.due:
+            checkpoints.write(training.state())

@@ -1,0 +1,110 @@
+"""What changes a result's bits besides the settings: resolved once, kept beside the partial work, reused.
+
+A run that is killed and resumed must end in the same bytes, so the second process must not decide anew how
+many threads share a sum or how many sequences share a matrix product.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from compress.errors import InputError
+from compress.models.device import default_device
+from compress.records import Record
+from compress.train.cost import STATE_BYTES, activation_bytes_per_token
+from compress.train.schedule import Schedule
+from compress.train.settings import TrainingSettings
+
+START = "start.json"
+CPU_MICRO_TOKENS = 2_048
+"""More tokens at once make a processor no faster: its caches are full."""
+CUDA_MICRO_TOKENS = 65_536
+EAGER_TOKENS = 512
+"""Up to here whole attention matrices are small, and on a processor in bf16 plain matrix products take a
+third of the time of the fused kernel, whose backward pass is slow."""
+
+
+class Numerics(Record):
+    """One machine's answers."""
+
+    device: str
+    precision: Literal["bf16", "fp32"]
+    num_threads: int
+    micro_batch: int
+    attention: Literal["eager", "sdpa"]
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context a forward pass runs in."""
+        return torch.autocast(
+            torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+
+def resolve(
+    folder: Path, settings: TrainingSettings, schedule: Schedule, student: PreTrainedModel
+) -> Numerics:
+    """Return the answers given at the first start of the work in `folder`, or give and write them now."""
+    path = folder / START
+    if path.exists():
+        return Numerics.model_validate_json(path.read_text(encoding="utf-8"))
+    numerics = _decide(settings, schedule, student)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(numerics.model_dump_json(), encoding="utf-8")
+    temporary.replace(path)
+    return numerics
+
+
+@contextmanager
+def applied(numerics: Numerics) -> Iterator[None]:
+    """Compute as `numerics` says inside this block; on CUDA with deterministic algorithms."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(numerics.num_threads)
+    if numerics.device != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether this machine multiplies bf16 matrices in hardware."""
+    if device != "cpu":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def _decide(settings: TrainingSettings, schedule: Schedule, student: PreTrainedModel) -> Numerics:
+    device = default_device()
+    if settings.precision == "bf16" and not has_fast_bf16(device):
+        raise InputError("`precision: bf16`: this machine has no fast bf16. Allowed: auto, fp32")
+    bf16 = settings.precision != "fp32" and has_fast_bf16(device)
+    eager = device == "cpu" and bf16 and schedule.sequence_length <= EAGER_TOKENS
+    return Numerics(
+        device=device,
+        precision="bf16" if bf16 else "fp32",
+        num_threads=torch.get_num_threads(),
+        micro_batch=min(
+            settings.micro_batch or _fitting(schedule, device, student), schedule.batch_sequences
+        ),
+        attention="eager" if eager else "sdpa",
+    )
+
+
+def _fitting(schedule: Schedule, device: str, student: PreTrainedModel) -> int:
+    """Return how many sequences fit: on CUDA into half of what weights and optimizer leave free."""
+    tokens = CPU_MICRO_TOKENS
+    if device != "cpu":
+        free = torch.cuda.mem_get_info()[0] - STATE_BYTES * student.num_parameters()
+        per_token = max(1, activation_bytes_per_token(student.config.to_dict()))
+        tokens = min(CUDA_MICRO_TOKENS, free // 2 // per_token)
+    return max(1, tokens // schedule.sequence_length)

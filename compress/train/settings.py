@@ -1,0 +1,45 @@
+"""What every kind of training can be told; `train` and `distill` add only what is their own."""
+
+from typing import Literal, TypeVar
+
+from pydantic import Field
+
+from compress.plugins import DataRef, StepConfig
+from compress.quantities import Count
+
+
+class TrainingSettings(StepConfig):
+    """The settings of the one training loop."""
+
+    data: DataRef = "recovery"
+    """The pipeline's data to learn from, repeated in a new order when it is shorter than `tokens`."""
+    tokens: Count
+    """How many tokens to train on, rounded to whole batches: ``2B``, ``1.6M``, ``500k`` or a number."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """The highest learning rate. 1e-4 suits recovery after pruning; tiny models bear 1e-3 and more."""
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    """The share of the steps in which the learning rate rises to its highest."""
+    floor: float = Field(default=0.1, ge=0, le=1)
+    """Where the cosine ends, as a share of `learning_rate`."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled decay (AdamW), on matrices only: norms and biases keep their scale."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """How slowly AdamW forgets the gradient's mean and square."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients longer than this are shortened to it."""
+    batch_tokens: Count | None = None
+    """Tokens an optimizer step averages over. Left out: enough for about 2000 steps, within 2k and 512k."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Sequences that are in memory at once. Left out: as many as fit. It does not change the batch."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """What matrices are multiplied in; weights and optimizer stay fp32. ``auto`` is bf16 where it is fast."""
+    checkpoint_seconds: float = Field(default=30.0, ge=0)
+    """Seconds between checkpoints; longer where writing one takes long (at most a twentieth of the time)."""
+
+
+Settings = TypeVar("Settings", bound=TrainingSettings)
+
+
+def rehearsed(settings: Settings) -> Settings:
+    """Return the settings with eight steps of four short sequences: enough to see every part work."""
+    return settings.model_copy(update={"tokens": 2_048, "batch_tokens": 256, "micro_batch": None})

@@ -1,0 +1,39 @@
+"""Train on text by the next token's cross-entropy: from scratch, or a pruned model without a teacher."""
+
+from collections.abc import Mapping
+
+from compress.plugins import Context
+from compress.records import Artifact, ModelSpec, Outcome, Work
+from compress.train.cost import training_work
+from compress.train.settings import TrainingSettings, rehearsed
+
+VERSION = 1
+ACCEPTS = ("hf",)
+PRODUCES = "hf"
+
+
+class Config(TrainingSettings):
+    """How to train. The labels are the data's own next tokens."""
+
+
+def predict(spec: ModelSpec, config: Config) -> ModelSpec:
+    """Return the parent's spec: training changes values only."""
+    return spec
+
+
+def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
+    """Return about what the training takes."""
+    return training_work(spec, config)
+
+
+def rehearse(config: Config) -> Config:
+    """Return the settings with a few steps of a few sequences."""
+    return rehearsed(config)
+
+
+def run(parent: Artifact, config: Config, context: Context) -> Outcome:
+    """Write the trained model, in the parent's dtypes."""
+    from compress.train.objective import NextToken
+    from compress.train.student import train_student
+
+    return train_student(parent, config, context, NextToken)

@@ -1,0 +1,133 @@
+"""A training under way: what one step does, and everything it changes."""
+
+import time
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compress.records import CurvePoint, JsonValue
+from compress.train.batches import Batches
+from compress.train.checkpoint import State
+from compress.train.numerics import Numerics
+from compress.train.optimizer import adamw, average_and_clip
+from compress.train.schedule import Schedule
+from compress.train.settings import TrainingSettings
+
+CURVE_POINTS = 200
+
+_COUNTERS = ("step", "seconds", "num_resumed", "curve", "recent")
+
+
+class Training:
+    """The state of a training, one step at a time."""
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        student: PreTrainedModel,
+        batches: Batches,
+        settings: TrainingSettings,
+        schedule: Schedule,
+        numerics: Numerics,
+    ) -> None:
+        self._objective, self._student, self._batches = objective, student, batches
+        self._schedule, self._numerics = schedule, numerics
+        self._max_grad_norm = settings.max_grad_norm
+        self._optimizer = adamw(student, settings)
+        self._stride = -(-schedule.num_steps // CURVE_POINTS)
+        self._step_started = 0.0
+        self.step = 0
+        self.seconds = 0.0
+        self.num_resumed = 0
+        self.curve: list[dict[str, float]] = []
+        self.recent = [0.0, 0.0, 0.0]
+        """Since the last point of the curve: steps, summed mean losses, seconds."""
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self._schedule.num_steps
+
+    @property
+    def num_tokens(self) -> int:
+        return self.step * self._schedule.batch_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        return self._schedule.num_tokens
+
+    def compute_gradient(self) -> tuple[float, float]:
+        """Give the student the clipped gradient of the step's mean loss; return that loss and the length.
+
+        However the batch is split, sums are divided once, by the tokens of the whole of it.
+        """
+        self._step_started = time.monotonic()
+        self._optimizer.zero_grad(set_to_none=True)
+        device = self._numerics.device
+        total, num_tokens = torch.zeros((), device=device), 0
+        for ids_BT in torch.split(self._batches.at(self.step), self._numerics.micro_batch):
+            with self._numerics.autocast():
+                loss, count = self._objective(ids_BT.to(device))
+            loss.backward()
+            total += loss.detach()
+            num_tokens += count
+        grad_norm = average_and_clip(self._student.parameters(), num_tokens, self._max_grad_norm)
+        return float(total) / num_tokens, grad_norm
+
+    def update(self, loss: float) -> None:
+        """Take the optimizer's step and note how it went."""
+        learning_rate = self._schedule.learning_rate(self.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self.step += 1
+        seconds = time.monotonic() - self._step_started
+        self.seconds += seconds
+        self.recent = [a + b for a, b in zip(self.recent, (1.0, loss, seconds), strict=True)]
+        if self.step % self._stride == 0 or self.done:
+            point = CurvePoint(tokens=self.num_tokens, learning_rate=learning_rate, **self.figures())
+            self.curve.append(point.model_dump())
+            self.recent = [0.0, 0.0, 0.0]
+
+    def figures(self) -> dict[str, float]:
+        """Return mean loss and speed since the last point of the curve, or at it."""
+        steps, losses, seconds = self.recent
+        if not steps:
+            return {name: self.curve[-1][name] for name in ("loss", "tokens_per_second")}
+        return {"loss": losses / steps, "tokens_per_second": steps * self._schedule.batch_tokens / seconds}
+
+    def facts(self) -> dict[str, JsonValue]:
+        """Return what the record keeps."""
+        facts: dict[str, JsonValue] = {
+            "loss": self.curve[-1]["loss"],
+            "tokens": self.num_tokens,
+            "optimizer_steps": self.step,
+            "batch_tokens": self._schedule.batch_tokens,
+            "tokens_per_second": self.num_tokens / self.seconds,
+            **self._numerics.model_dump(),
+            "resumed": self.num_resumed,
+            "curve": self.curve,
+        }
+        if self._numerics.device != "cpu":
+            facts["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
+        return facts
+
+    def state(self) -> State:
+        """Return all that the next step depends on."""
+        return {
+            "student": self._student.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self._numerics.device != "cpu" else [],
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
+
+    def restore(self, state: State) -> None:
+        """Become what `state` returned."""
+        self._student.load_state_dict(state["student"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        for name in _COUNTERS:
+            setattr(self, name, state[name])

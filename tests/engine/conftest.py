@@ -1,0 +1,80 @@
+"""Tiny step modules of a pretended other distribution, so that workers (other processes) can import them."""
+
+import sys
+import textwrap
+
+import pytest
+
+STEPS = {
+    "fake_write": """
+        PRODUCES = "text"
+        def run(parent, config, context):
+            before = (parent.path / "text").read_text() if parent else ""
+            (context.folder / "text").write_text(before + config.text)
+            return Outcome(facts={"pid": os.getpid()})
+    """,
+    "fake_slow": """
+        PRODUCES = "text"
+        def run(parent, config, context):
+            state = context.partial / "count"
+            count = int(state.read_text()) if state.exists() else 0
+            while count < config.steps:
+                count += 1
+                time.sleep(0.02)
+                context.progress(count, config.steps, "steps")
+                if count % 5 == 0:
+                    temporary = state.with_suffix(".new")
+                    temporary.write_text(str(count))
+                    temporary.replace(state)
+                if context.stopping:
+                    context.stop()
+            (context.folder / "text").write_text(f"{config.steps} steps")
+            return Outcome()
+    """,
+    "fake_bad": """
+        PRODUCES = "text"
+        def run(parent, config, context):
+            (context.folder / "half").write_text("half-written")
+            if config.text == "die":
+                os.kill(os.getpid(), 9)
+            if config.text == "stubborn":
+                time.sleep(60)
+            if config.text == "full":
+                raise OSError(28, "No space left on device")
+            raise ValueError(config.text)
+    """,
+}
+HEAD = """
+import os, time
+from compress.plugins import StepConfig
+from compress.records import Outcome
+VERSION = 1
+ACCEPTS = ("text",)
+class Config(StepConfig):
+    text: str = ""
+    steps: int = 0
+"""
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty store, and the fake steps installed."""
+    site = tmp_path / "site"
+    info = site / "fake-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fake\nVersion: 0\n")
+    names = "\n".join(f"{name} = {name}" for name in STEPS)
+    (info / "entry_points.txt").write_text(f"[compress.plugins]\n{names}\n")
+    for name, source in STEPS.items():
+        (site / f"{name}.py").write_text(HEAD + textwrap.dedent(source))
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("COMPRESS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("compress.engine.workers.PRELOAD", ("compress.engine.worker",))
+    from compress import plugins
+
+    plugins._entry_points.cache_clear()
+    yield tmp_path / "home"
+    plugins._entry_points.cache_clear()
+    for name in STEPS:
+        sys.modules.pop(name, None)
