@@ -113,7 +113,9 @@ def collect_garbage(*, keep_runs: int = 1, dry_run: bool = False) -> tuple[int, 
 def _check_step(plan: Plan, name: str | None) -> None:
     names = [node.name for node in plan.models]
     if name is not None and name not in names:
-        raise InputError(f"the pipeline has no step '{name}'{nearest(name, names)} Allowed: {', '.join(names)}")
+        raise InputError(
+            f"the pipeline has no step '{name}'{nearest(name, names)} Allowed: {', '.join(names)}"
+        )
 
 
 def _draft(pipeline: Pipeline, identity: str, name: str, rehearsal: bool) -> RunRecord:

@@ -12,8 +12,12 @@ from compress import __version__
 from compress.errors import CompressError, InputError
 
 PIPELINE = click.argument("pipeline", type=click.Path(path_type=Path))
-SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, e.g. --set seed=3.")
-TEST = click.option("--test", "rehearsal", is_flag=True, help="Rehearse on a tiny random model, offline, in seconds.")
+SET = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, e.g. --set seed=3."
+)
+TEST = click.option(
+    "--test", "rehearsal", is_flag=True, help="Rehearse on a tiny random model, offline, in seconds."
+)
 
 
 class Commands(click.Group):
@@ -58,7 +62,9 @@ def main(debug: bool) -> None:
 @SET
 @TEST
 @click.option("--until", metavar="STEP", help="Stop after this step.")
-@click.option("--from", "redo_from", metavar="STEP", help="Make this step, and all that follows from it, anew.")
+@click.option(
+    "--from", "redo_from", metavar="STEP", help="Make this step, and all that follows from it, anew."
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--report-folder", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
 def run(
@@ -183,7 +189,9 @@ def export(student: str, folder: Path) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--target", default="50%", show_default=True, help="Parameters to keep: 50%, 4.0B, 350M.")
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write; standard output by default.")
+@click.option(
+    "--output", "-o", type=click.Path(path_type=Path), help="File to write; standard output by default."
+)
 def init(model: str, target: str, output: Path | None) -> None:
     """Write a commented pipeline for a checkpoint: a local folder or a hub id.
 
@@ -231,7 +239,13 @@ def doctor() -> None:
 
 
 @main.command()
-@click.option("--keep-runs", type=click.IntRange(min=0), default=1, show_default=True, help="Runs to keep of each pipeline.")
+@click.option(
+    "--keep-runs",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Runs to keep of each pipeline.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 def gc(keep_runs: int, dry_run: bool) -> None:
     """Delete what no kept run needs.

@@ -6,7 +6,15 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("compress", "torch", "transformers", "lm-eval", "onnxruntime", "bitsandbytes", "compressed-tensors")
+PACKAGES = (
+    "compress",
+    "torch",
+    "transformers",
+    "lm-eval",
+    "onnxruntime",
+    "bitsandbytes",
+    "compressed-tensors",
+)
 NUMERICS = ("torch", "transformers")
 """The libraries whose version is part of every key: their results may differ in the last bits."""
 

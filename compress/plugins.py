@@ -125,7 +125,9 @@ class Measure(Protocol):
 def step(name: str) -> Step:
     """Return the step module a ``use:`` names. Raises `InputError` with the nearest match."""
     if name not in step_names():
-        raise InputError(f"no step is called '{name}'{nearest(name, step_names())} Allowed: {', '.join(step_names())}")
+        raise InputError(
+            f"no step is called '{name}'{nearest(name, step_names())} Allowed: {', '.join(step_names())}"
+        )
     return cast(Step, internal(name))
 
 
@@ -142,14 +144,18 @@ def load(folder: str, name: str) -> ModuleType:
     allowed = available(folder)
     if name not in allowed:
         what = folder.rsplit(".", 1)[-1]
-        raise InputError(f"no {what} is called '{name}'{nearest(name, allowed)} Allowed: {', '.join(allowed)}")
+        raise InputError(
+            f"no {what} is called '{name}'{nearest(name, allowed)} Allowed: {', '.join(allowed)}"
+        )
     return internal(f"{folder}.{name}")
 
 
 def available(folder: str) -> list[str]:
     """Return the names of a folder's plugins (modules holding one), sorted, without importing them."""
     spec = importlib.util.find_spec(f"compress.{folder}")
-    own = [m.name for m in pkgutil.iter_modules(spec.submodule_search_locations if spec else None) if not m.ispkg]
+    own = [
+        m.name for m in pkgutil.iter_modules(spec.submodule_search_locations if spec else None) if not m.ispkg
+    ]
     prefix = f"{folder}."
     others = [e.name.removeprefix(prefix) for e in _entry_points() if e.name.startswith(prefix)]
     return sorted({*own, *(name for name in others if "." not in name)})

@@ -136,13 +136,17 @@ class CurvePoint(Record):
     tokens_per_second: float
 
 
+ModelRole = Literal["original", "student", "baseline"]
+"""The checkpoint everything starts from, what the pipeline's steps make, and what a user might pick instead."""
+
+
 class StepRecord(Record):
     """One step of one run: what was asked, what it made, what it took, what was measured."""
 
     name: str
     use: str
     kind: str
-    role: Literal["original", "student", "baseline"]
+    role: ModelRole
     parent: str | None
     key: str
     cached: bool

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from compress.backends.interface import Backend, Cache, OpenOptions
+from compress.backends.positions import positions
 from compress.errors import InputError
 from compress.models.checkpoint import load_model
 from compress.models.device import default_device
@@ -82,8 +83,3 @@ class HuggingFaceBackend(Backend):
         if not torch.allclose(chunk_BCV[:, -1], last_BV, atol=1e-2):
             kind = self.model.config.model_type
             raise InputError(f"'{kind}' transforms its logits after the output head: it cannot be measured here")
-
-
-def positions(mask_BS: Tensor) -> Tensor:
-    """Return each real token's place in its own sequence ``[B, S]``; padding gets 0 or repeats the last."""
-    return (mask_BS.long().cumsum(-1) - 1).clamp(min=0)

@@ -50,7 +50,9 @@ def _hardware() -> Iterator[Finding]:
         return
     import torch
 
-    mend = "install a CUDA build of torch: pip install torch --index-url https://download.pytorch.org/whl/cu128"
+    mend = (
+        "install a CUDA build of torch: pip install torch --index-url https://download.pytorch.org/whl/cu128"
+    )
     yield Finding("accelerator", card, torch.cuda.is_available(), mend)
 
 
@@ -59,9 +61,13 @@ def _store() -> Iterator[Finding]:
     existing = next(p for p in (root, *root.parents) if p.exists())
     free = shutil.disk_usage(existing).free / GIB
     roomy = free > LOW_DISK_GIB
-    yield Finding("store", f"{root}, {free:.1f} GiB free", roomy, "`compress gc`, or set COMPRESS_HOME to a larger disk")
+    yield Finding(
+        "store", f"{root}, {free:.1f} GiB free", roomy, "`compress gc`, or set COMPRESS_HOME to a larger disk"
+    )
     writable = os.access(existing, os.W_OK)
-    yield Finding("store is writable", "yes" if writable else "no", writable, "set COMPRESS_HOME to a folder of yours")
+    yield Finding(
+        "store is writable", "yes" if writable else "no", writable, "set COMPRESS_HOME to a folder of yours"
+    )
 
 
 def _hub() -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from compress import plugins
 from compress.engine.events import Clock, Listener, log_path
@@ -21,7 +21,7 @@ from compress.engine.workers import Workers
 from compress.environment import available_memory_bytes, device_class
 from compress.errors import CompressError, DoesNotFit, GateFailed, Interrupted, Preempted
 from compress.pipeline.plan import Node, Plan
-from compress.records import Artifact, GateResult, Generation, Measurement, RunRecord, StepRecord
+from compress.records import Artifact, GateResult, Generation, Measurement, ModelRole, RunRecord, StepRecord
 
 GIB = 2**30
 
@@ -177,7 +177,7 @@ class Execution:
             name=node.name,
             use=node.use,
             kind=node.kind,
-            role=node.role,
+            role=cast(ModelRole, node.role),
             parent=self._visible_parent(node),
             key=node.key,
             cached=node.name not in self._fresh,
@@ -207,9 +207,13 @@ class Execution:
             if measurement.name not in self._artifacts:
                 continue
             folder = self._artifacts[measurement.name].path
-            measurements += map(Measurement.model_validate, json.loads((folder / "measurements.json").read_text()))
+            measurements += map(
+                Measurement.model_validate, json.loads((folder / "measurements.json").read_text())
+            )
             if (folder / "generations.json").exists():
-                generations += map(Generation.model_validate, json.loads((folder / "generations.json").read_text()))
+                generations += map(
+                    Generation.model_validate, json.loads((folder / "generations.json").read_text())
+                )
         if self.record.usd_per_hour is not None:
             cost = plugins.internal("measure.cost")
             measurements += cost.costs(measurements, self.record.usd_per_hour, self.record.utilisation)
@@ -232,4 +236,8 @@ def _gate_line(gate: GateResult) -> str:
 
 def _model_bytes(folder: Path) -> int:
     """Bytes of a checkpoint that is not ours: its weights, configuration and tokenizer, not whatever else lies there."""
-    return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".jinja"))
+    return sum(
+        p.stat().st_size
+        for p in folder.iterdir()
+        if p.suffix in (".safetensors", ".json", ".model", ".jinja")
+    )

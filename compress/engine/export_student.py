@@ -38,7 +38,9 @@ def export_student(store: Store, record: RunRecord, step: str, folder: Path) -> 
     """
     names = [s.name for s in record.steps]
     if step not in names:
-        raise InputError(f"run {record.id} has no step '{step}'{nearest(step, names)} Allowed: {', '.join(names)}")
+        raise InputError(
+            f"run {record.id} has no step '{step}'{nearest(step, names)} Allowed: {', '.join(names)}"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; name a new one")
     found = record.step(step)
@@ -79,7 +81,10 @@ def model_card(record: RunRecord, step: StepRecord) -> str:
             "",
             "## How it was made",
             "",
-            *[f"{number}. `{s.name}`: {s.use} {_settings(s)}" for number, s in enumerate(_lineage(record, step), 1)],
+            *[
+                f"{number}. `{s.name}`: {s.use} {_settings(s)}"
+                for number, s in enumerate(_lineage(record, step), 1)
+            ],
             "",
             "The pipeline file:",
             "",

@@ -17,8 +17,10 @@ def collect(store: Store, *, keep_runs: int, dry_run: bool) -> tuple[int, int]:
     """
     kept, dropped = _split_runs(store.root, keep_runs)
     needed = {key for folder in kept for key in _keys(folder)}
-    stale = [store.folder(key) for key in store.keys() if key not in needed]
-    stale += [p for p in (store.root / "store").glob(".staging-*") if p.name.removeprefix(".staging-") not in needed]
+    stale = [store.folder(key) for key in store.committed() if key not in needed]
+    stale += [
+        p for p in (store.root / "store").glob(".staging-*") if p.name.removeprefix(".staging-") not in needed
+    ]
     stale += [p for p in (store.root / "partial").glob("*") if p.name not in needed]
     stale += dropped
     freed = sum(map(folder_bytes, stale))

@@ -19,7 +19,9 @@ class Gates(Protocol):
 
 def judge(record: RunRecord, gates: Gates) -> tuple[GateResult, ...]:
     """Return one result for every leaf and gate. A leaf whose figure was not measured fails its gate."""
-    return tuple(result for leaf in record.leaves for result in _judge_leaf(record.step("original"), leaf, gates))
+    return tuple(
+        result for leaf in record.leaves for result in _judge_leaf(record.step("original"), leaf, gates)
+    )
 
 
 def _judge_leaf(original: StepRecord, leaf: StepRecord, gates: Gates) -> Iterator[GateResult]:

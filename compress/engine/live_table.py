@@ -25,8 +25,8 @@ class LiveTable:
         self._started = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        kind, node = event["event"], event.get("node", "")
-        about = event.get("about", node)
+        kind, node = event["event"], str(event.get("node", ""))
+        about = str(event.get("about", node))
         if kind == "plan":
             self._uses = {row["name"]: row["use"] for row in event["models"]}
             self._rows = dict.fromkeys(self._uses, "waiting")

@@ -52,7 +52,11 @@ def find_run(reference: str, root: Path | None = None) -> RunRecord:
         known = [*by_name, *by_id]
         raise InputError(
             f"there is no run called '{reference}'{nearest(reference, known)} "
-            + (f"Known runs: {', '.join(known)}" if known else "Nothing has been run yet; try `compress run`.")
+            + (
+                f"Known runs: {', '.join(known)}"
+                if known
+                else "Nothing has been run yet; try `compress run`."
+            )
         )
     return _read(found)
 

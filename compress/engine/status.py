@@ -38,7 +38,9 @@ def _one(record: RunRecord) -> Iterator[str]:
 
 
 def _step(step: StepRecord) -> tuple[str, ...]:
-    accuracy = next((f"{100 * m.value:.1f} %" for m in step.measurements if m.name == "mean_accuracy"), "not measured")
+    accuracy = next(
+        (f"{100 * m.value:.1f} %" for m in step.measurements if m.name == "mean_accuracy"), "not measured"
+    )
     size = step.realized
     took = duration(step.seconds)
     return (step.name, step.use, f"{size.num_parameters:,}", f"{size.weight_bytes:,} B", took, accuracy)

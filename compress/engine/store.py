@@ -1,10 +1,10 @@
 """The content-addressed store: a result is computed once, committed whole or not at all, never changed after.
 
-    $COMPRESS_HOME/
-      store/<key>/     the files of one artifact, manifest.json, and COMMIT, written last
-      partial/<key>/   work that survives a kill (training checkpoints)
-      locks/<key>      held (flock) by the one process that is making <key>
-      runs/<run id>/   run.json, events.jsonl, pipeline.yaml, logs
+$COMPRESS_HOME/
+  store/<key>/     the files of one artifact, manifest.json, and COMMIT, written last
+  partial/<key>/   work that survives a kill (training checkpoints)
+  locks/<key>      held (flock) by the one process that is making <key>
+  runs/<run id>/   run.json, events.jsonl, pipeline.yaml, logs
 """
 
 import fcntl
@@ -125,7 +125,7 @@ class Store:
         (self.folder(key) / COMMIT).unlink(missing_ok=True)
         shutil.rmtree(self.folder(key), ignore_errors=True)
 
-    def keys(self) -> list[str]:
+    def committed(self) -> list[str]:
         """Return the keys of all committed artifacts."""
         store = self.root / "store"
         return sorted(p.name for p in store.iterdir() if (p / COMMIT).exists()) if store.exists() else []

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from compress import plugins
-from compress.environment import environment, peak_memory_bytes
 from compress.engine.store import Store, folder_bytes
 from compress.engine.tasks import Task
+from compress.environment import environment, peak_memory_bytes
 from compress.errors import CompressError, DoesNotFit, StepFailed
 from compress.records import Artifact, Measurement, Outcome
 

@@ -23,6 +23,10 @@ Config = dict[str, Any]
 Axis = Literal["vocab", "hidden", "ffn", "query", "key_value", "head_dim"]
 
 
+WidthAxis = Literal["hidden", "ffn", "kv_groups"]
+"""What makes a model narrow or wide, counted in units: channels, neurons a layer, KV groups a layer."""
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A row of a family's table: the axes of one stored tensor and the setting its existence hangs on."""
@@ -97,6 +101,10 @@ class Layout:
             return self.num_kv_heads * self.head_dim
         return int(getattr(self, axis))
 
+    def length(self, axis: WidthAxis) -> int:
+        """Return how many units there are along an axis."""
+        return {"hidden": self.hidden, "ffn": self.ffn, "kv_groups": self.num_kv_heads}[axis]
+
     @property
     def refusal(self) -> str | None:
         """Why transformers would refuse these numbers of heads, if it would."""
@@ -105,7 +113,9 @@ class Layout:
             return f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})"
         if self.family.HEADS_DIVIDE_HIDDEN and self.hidden % heads:
             family = self.config["model_type"]
-            return f"{family} needs a hidden_size that its {heads} attention heads divide; {self.hidden} is not"
+            return (
+                f"{family} needs a hidden_size that its {heads} attention heads divide; {self.hidden} is not"
+            )
         return None
 
     @property
@@ -113,6 +123,11 @@ class Layout:
         """Module names of the layers in the live model, first to last."""
         prefix = next(name for name in self.family.TENSORS if "{layer}" in name).partition(".{layer}")[0]
         return [f"{prefix}.{layer}" for layer in range(self.num_layers)]
+
+    def layer_of(self, tensor: str) -> int | None:
+        """Return the number of the layer a tensor belongs to, ``None`` for those outside the layers."""
+        inside = tensor.removeprefix(self.layers[0].removesuffix("0"))
+        return None if inside == tensor else int(inside.partition(".")[0])
 
     def readers(self, axis: Axis) -> list[str]:
         """Return the linear modules whose input is `axis` and that write to the hidden state, by layer.

@@ -66,10 +66,16 @@ def _add_demo_teacher(builder: Builder) -> None:
     tokenizer = plugins.internal("data.tokenizer")
     vocabulary = recipe["config"]["vocab_size"]
     builder.add(
-        "demo/tokenizer", "data.tokenizer", tokenizer.Config(vocabulary=vocabulary), "internal", seed=DEMO_SEED
+        "demo/tokenizer",
+        "data.tokenizer",
+        tokenizer.Config(vocabulary=vocabulary),
+        "internal",
+        seed=DEMO_SEED,
     )
     initialize = plugins.internal("models.initialize").Config(config=recipe["config"])
-    builder.add("demo/start", "models.initialize", initialize, "internal", parent="demo/tokenizer", seed=DEMO_SEED)
+    builder.add(
+        "demo/start", "models.initialize", initialize, "internal", parent="demo/tokenizer", seed=DEMO_SEED
+    )
     train = plugins.internal("train").Config(data="demo/text", **recipe["train"])
     length = recipe["sequence_length"]
     pack = plugins.internal("data.pack").Config(
@@ -81,12 +87,18 @@ def _add_demo_teacher(builder: Builder) -> None:
         "demo/text", "data.pack", pack, "internal", parent="demo/tokenizer", seed=DEMO_SEED, content=content
     )
     builder.add(
-        "original", "train", train, "original", parent="demo/start", inputs={"data": "demo/text"}, seed=DEMO_SEED
+        "original",
+        "train",
+        train,
+        "original",
+        parent="demo/start",
+        inputs={"data": "demo/text"},
+        seed=DEMO_SEED,
     )
 
 
 def _add_random(
-    builder: Builder, name: str, role: Role, config: dict[str, Any], dtype: str, tokenizer: str
+    builder: Builder, name: str, role: Role, config: dict[str, Any], dtype: str, tokenizer: str | Path
 ) -> None:
     initialize = plugins.internal("models.initialize").Config(config=config, dtype=dtype)
     builder.add(name, "models.initialize", initialize, role, parent=_add_tokenizer(builder, name, tokenizer))
@@ -95,7 +107,9 @@ def _add_random(
 def _add_folder(builder: Builder, name: str, role: Role, source: ModelSource) -> None:
     assert source.path is not None
     spec = plugins.internal("models.spec").read_spec(source.path)
-    files = [p.name for p in source.path.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".jinja")]
+    files = [
+        p.name for p in source.path.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".jinja")
+    ]
     key = folder_digest(source.path, files, builder.memo)
     found = Artifact(key=key, kind="hf", path=source.path.absolute(), spec=spec)
     if source.tokenizer is None:
@@ -108,7 +122,9 @@ def _add_folder(builder: Builder, name: str, role: Role, source: ModelSource) ->
     builder.give(f"{name}/checkpoint", "internal", found)
     tokenizer = _add_tokenizer(builder, name, source.tokenizer)
     adopt = plugins.internal("models.adopt").Config()
-    builder.add(name, "models.adopt", adopt, role, parent=f"{name}/checkpoint", inputs={"tokenizer": tokenizer})
+    builder.add(
+        name, "models.adopt", adopt, role, parent=f"{name}/checkpoint", inputs={"tokenizer": tokenizer}
+    )
 
 
 def _add_tokenizer(builder: Builder, name: str, tokenizer: str | Path) -> str:
@@ -133,7 +149,7 @@ def _family(source: ModelSource) -> str:
         return source.family or "llama"
     if source.kind == "path":
         assert source.path is not None
-        return plugins.internal("models.spec").read_spec(source.path).model_type
+        return str(plugins.internal("models.spec").read_spec(source.path).model_type)
     if source.kind == "config":
         return str(source.read_config().get("model_type", "llama"))
     known = plugins.available("models.families")

@@ -73,7 +73,9 @@ class Builder:
             "key version": KEY_VERSION,
             "use": use,
             "step version": module.VERSION,
-            "settings": config.model_dump(mode="json", exclude=set(inputs)) if content is None else dict(content),
+            "settings": config.model_dump(mode="json", exclude=set(inputs))
+            if content is None
+            else dict(content),
             "parent": self.nodes[parent].key if parent else None,
             "inputs": {field: self.nodes[node].key for field, node in inputs.items()},
             "seed": seed,
@@ -164,7 +166,8 @@ class Builder:
         fits = [node.name for node in self.nodes.values() if node.is_model and node.kind in accepts]
         return (
             f"{step.where}: step '{step.name}': {step.use} needs {' or '.join(accepts)}, but '{parent.name}' "
-            f"({parent.use}) makes {parent.kind}; write `from: {fits[-1]}`" + (f" ({', '.join(fits)} fit)" if fits[1:] else "")
+            f"({parent.use}) makes {parent.kind}; write `from: {fits[-1]}`"
+            + (f" ({', '.join(fits)} fit)" if fits[1:] else "")
         )
 
     def _predict(
@@ -203,7 +206,9 @@ class Builder:
         config_class = plugins.internal(use).Config
         config = config_class(**{key: value for key, value in section if key in config_class.model_fields})
         content = {**config.model_dump(mode="json"), **also}
-        self.add(f"{name}/{what}", use, config, "measurement", parent=name, inputs=inputs, seed=0, content=content)
+        self.add(
+            f"{name}/{what}", use, config, "measurement", parent=name, inputs=inputs, seed=0, content=content
+        )
 
     def _add_tasks(self) -> str:
         if "data/tasks" not in self.nodes:

@@ -64,8 +64,7 @@ class Source:
             if path[:length] in self.replaced:
                 return f"--set {self.replaced[path[:length]]}"
             if path[:length] in self.positions:
-                line, column = self.positions[path[:length]]
-                return f"{self.name}:{line}:{column}"
+                return place(self.name, self.positions[path[:length]])
         return self.name
 
     def order(self, path: KeyPath) -> Position:
@@ -91,10 +90,8 @@ def read_source(path: Path) -> Source:
             f"{name}:1:1: the file is empty; a pipeline starts with 'version: 1', a name and a model"
         )
     if not isinstance(data, dict):
-        line, column = positions[()]
-        raise InputError(
-            f"{name}:{line}:{column}: expected lines such as 'version: 1', found {describe(data)}"
-        )
+        found = describe(data)
+        raise InputError(f"{place(name, positions[()])}: expected lines such as 'version: 1', found {found}")
     return Source(name, text, data, positions)
 
 
@@ -107,7 +104,8 @@ def apply_overrides(
     (``steps.recover.tokens``, ``steps.1.tokens``). Values are YAML. A key that is absent is added: whether it
     may exist is the schema's to say. Raises `InputError` for a path that leads nowhere.
     """
-    changed, replaced = _copy(data), {}
+    changed: dict[str, Any] = _copy(data)
+    replaced: dict[KeyPath, str] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
@@ -123,9 +121,17 @@ def apply_overrides(
                 replaced[path] = override
             container = container[index]
         index = _index(container, last, path, override)
+        path = (*path, index)
         container[index] = _parse(text, f"--set {override}", {})
-        replaced[(*path, index)] = override
+        replaced = {old: text for old, text in replaced.items() if old[: len(path)] != path} | {
+            path: override
+        }
     return changed, replaced
+
+
+def place(name: str, position: Position) -> str:
+    """Return ``file:line:column``; a command-line setting is one line and needs no position."""
+    return name if name.startswith("--set ") else f"{name}:{position[0]}:{position[1]}"
 
 
 def describe(value: object) -> str:
@@ -190,8 +196,8 @@ def _read_text(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, column = _position_of(raw[: error.start].decode("latin-1"))
-        raise InputError(f"{path}:{line}:{column}: is not UTF-8 text; save the file as UTF-8") from error
+        where = place(str(path), _position_of(raw[: error.start].decode("latin-1")))
+        raise InputError(f"{where}: is not UTF-8 text; save the file as UTF-8") from error
 
 
 def _position_of(before: str) -> Position:
@@ -205,15 +211,13 @@ def _parse(text: str, name: str, positions: dict[KeyPath, Position]) -> Any:
     except yaml.MarkedYAMLError as error:
         is_unclosed = "quoted" in (error.context or "")  # the end of the file helps nobody find the quote
         mark = (error.context_mark if is_unclosed else None) or error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise InputError(f"{name}:{line}:{column}: {_in_plain_words(error, text)}") from error
+        where = place(name, (mark.line + 1, mark.column + 1) if mark else (1, 1))
+        raise InputError(f"{where}: {_in_plain_words(error, text)}") from error
     except yaml.reader.ReaderError as error:
-        line, column = _position_of(text[: error.position])
-        raise InputError(
-            f"{name}:{line}:{column}: holds a control character; a pipeline is plain text"
-        ) from error
+        where = place(name, _position_of(text[: error.position]))
+        raise InputError(f"{where}: holds a control character; a pipeline is plain text") from error
     except RecursionError as error:
-        raise InputError(f"{name}:1:1: is nested too deeply") from error
+        raise InputError(f"{name}: is nested too deeply") from error
     return _Walk(name, positions).value(root, ()) if root else None
 
 
@@ -292,8 +296,7 @@ class _Walk:
         return self.wrong(node, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed in a pipeline")
 
     def wrong(self, node: yaml.Node, message: str) -> InputError:
-        line, column = _start(node)
-        return InputError(f"{self.name}:{line}:{column}: {message}")
+        return InputError(f"{place(self.name, _start(node))}: {message}")
 
 
 def _start(node: yaml.Node) -> Position:

@@ -37,7 +37,9 @@ def score_units(
     scores = metric.score(model, layout, _batches(tokens, samples, device, context))
     for unit, values in scores.items():
         if not bool(values.isfinite().all()):
-            raise StepFailed(f"the importance of {unit} is not finite: the checkpoint holds NaN or infinite weights")
+            raise StepFailed(
+                f"the importance of {unit} is not finite: the checkpoint holds NaN or infinite weights"
+            )
     return {unit: values.cpu() for unit, values in scores.items()}
 
 

@@ -1,13 +1,13 @@
 """Cutting a checkpoint down to the units that stay, one tensor in memory at a time.
 
-Which rows and columns belong to a unit is read from the family's table, so every tensor, of every family, is cut by the
-same few lines. Files stay sharded as they were.
+Which rows and columns belong to a unit is read from the family's table, so every tensor, of every family, is
+cut by the same few lines. Files stay sharded as they were.
 
-When hidden channels go (H -> H'), norm gains are multiplied by ``sqrt(H/H')`` and epsilon by ``H/H'``: a norm divides
-by the mean square over *all* channels, and removed channels, the least active, leave the sum nearly as it was. Removing
-channels that are always zero is then exact. The head norms of Qwen3 read the same epsilon over `head_dim`, which did
-not change: their output moves by a factor of ``1 - (H/H' - 1)·eps / (2·mean(q²))``, about 1e-7. Scaling q and k to undo
-it would round every weight by 4e-3 in bfloat16, so it is left.
+When hidden channels go (H -> H'), norm gains are multiplied by ``sqrt(H/H')`` and epsilon by ``H/H'``: a norm
+divides by the mean square over *all* channels, and removed channels, the least active, leave the sum nearly
+as it was. Removing channels that are always zero is then exact. The head norms of Qwen3 read the same epsilon
+over `head_dim`, which did not change: their output shrinks by a fraction ``(H/H' - 1)·eps / (2·mean(q²))``,
+about 1e-7. Scaling q and k to undo it would round every weight by up to 4e-3 in bfloat16, so it is left.
 """
 
 import json
@@ -49,7 +49,9 @@ class Kept:
         unit: Unit = "ffn" if axis == "ffn" else "kv_groups"
         if axis in ("vocab", "head_dim") or layer is None or unit not in self.units:
             return None
-        width = {"ffn": 1, "key_value": layout.head_dim, "query": layout.heads_per_group * layout.head_dim}[axis]
+        width = {"ffn": 1, "key_value": layout.head_dim, "query": layout.heads_per_group * layout.head_dim}[
+            axis
+        ]
         starts = self.units[unit][layer, :, None] * width
         return (starts + torch.arange(width)).flatten()
 
@@ -99,7 +101,10 @@ def cut(tensor: Tensor, axes: Sequence[Axis], layer: int | None, layout: Layout,
 def write_map(folder: Path, kept: dict[Unit, Tensor], scores: dict[Unit, Tensor]) -> None:
     """Write which units of the parent stayed, and what every unit scored."""
     content = {
-        unit: {"kept": indices.tolist(), "scores": _rounded(scores[unit].tolist()) if unit in scores else None}
+        unit: {
+            "kept": indices.tolist(),
+            "scores": _rounded(scores[unit].tolist()) if unit in scores else None,
+        }
         for unit, indices in kept.items()
     }
     (folder / PRUNING_MAP).write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -60,12 +60,13 @@ def words(text: str) -> Cell:
     return Cell(Text(text), number=False)
 
 
-def measured(measurement: Measurement | None, *notes: Text) -> Cell:
-    """Return a measurement in its unit with its interval beneath, where it has one."""
+def measured(measurement: Measurement | None, *notes: Text, interval: bool = True) -> Cell:
+    """Return a measurement in its unit, with its interval beneath where it has one and that is wanted."""
     if measurement is None:
         return MISSING
     value = Text(units.quantity(measurement.value, measurement.unit), (measurement.value,))
-    return Cell(value, (*spread(measurement, measurement.unit), *notes))
+    width = spread(measurement, measurement.unit) if interval else ()
+    return Cell(value, (*width, *notes))
 
 
 def spread(measurement: Measurement, unit: str) -> tuple[Text, ...]:

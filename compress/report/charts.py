@@ -5,15 +5,23 @@ are SVG user units with the origin at the top left.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from compress.records import CurvePoint, Measurement, RunRecord, StepRecord
 from compress.report import figures, units
-from compress.report.labels import Label, place
+from compress.report.labels import Label, Spot, place
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 468, 28, 268
+LEFT, RIGHT, TOP, BOTTOM = 52, 456, 28, 268
 """The plotting area inside a picture 480 units wide and 320 high."""
+
+MARGIN = 0.01
+"""A close-up shows everything down to this share below the worst model one would take."""
+
+FRAME = (LEFT, TOP, RIGHT, BOTTOM)
+
+CLOSE_UP = 0.4
+"""Below this share of the whole height, the models one would take are also drawn by themselves."""
 
 MAX_CURVE_POINTS = 400
 
@@ -38,14 +46,13 @@ class Mark:
     high: float
     kind: str
     title: str
-    label: Label
+    label: Label | None
 
 
 @dataclass(frozen=True)
 class Scatter:
     """Quality against one cost."""
 
-    id: str
     title: str
     x_name: str
     x_ticks: tuple[Tick, ...]
@@ -70,7 +77,6 @@ class Curve:
 class Cost:
     """What a scatter chart has on its horizontal axis."""
 
-    id: str
     title: str
     x_name: str
     unit: str
@@ -94,7 +100,7 @@ class _Model:
 
 def costs(run: RunRecord) -> tuple[Cost, ...]:
     """Return the costs quality is drawn against: bytes, and time per token at the smallest profile."""
-    size = Cost("size", "Accuracy and size", "Size on disk", "bytes", lambda step: float(step.disk_bytes))
+    size = Cost("Accuracy and size", "Size on disk", "bytes", lambda step: float(step.disk_bytes))
     profile = next(iter(figures.profiles(run)), None)
     if profile is None:
         return (size,)
@@ -104,27 +110,63 @@ def costs(run: RunRecord) -> tuple[Cost, ...]:
         return taken.value if taken else None
 
     name = f"Time per output token ({figures.profile_name(profile)})"
-    return size, Cost("speed", "Accuracy and speed", name, "ms", time)
+    return size, Cost("Accuracy and speed", name, "ms", time)
 
 
-def scatter(run: RunRecord, cost: Cost, best: StepRecord | None) -> Scatter | None:
-    """Return mean accuracy against a cost, for every step both were measured of; None with fewer than two."""
+def scatters(run: RunRecord, cost: Cost, best: StepRecord | None) -> list[Scatter]:
+    """Return mean accuracy against a cost for every step both were measured of; none with fewer than two.
+
+    A step that broke the model stretches the chart until what one would take lies in one heap; then a
+    close-up of these comes first, and the chart of the whole way names the others.
+    """
     models = _models(run, cost)
     if len(models) < 2:
-        return None
+        return []
+    floor = min([m.quality.value for m in models if _is_final(run, m.step)], default=-math.inf)
+    near = [m for m in models if m.quality.value >= floor - MARGIN]
     chance = figures.chance(run)
-    x_values = [model.cost for model in models]
-    y_values = y_range([v for model in models for v in model.interval] + ([] if chance is None else [chance]))
+    whole = _draw(cost, cost.title, models, {m.step.name for m in models}, best, chance)
+    if len(near) < 2 or _height(near, None) > CLOSE_UP * _height(models, chance):
+        return [whole]
+    names = {m.step.name for m in near}
+    others = {m.step.name for m in models if m.step.name not in names or m.step.role == "original"}
+    return [
+        _draw(cost, f"{cost.title}, close up", near, names, best, None),
+        _draw(cost, f"{cost.title}, the whole way", models, others, best, chance),
+    ]
+
+
+def _is_final(run: RunRecord, step: StepRecord) -> bool:
+    return step.role != "student" or step in run.leaves
+
+
+def _height(models: Sequence[_Model], chance: float | None) -> float:
+    low, high = _reach(models, chance)
+    return high - low
+
+
+def _reach(models: Sequence[_Model], chance: float | None) -> tuple[float, float]:
+    return y_range([v for model in models for v in model.interval] + ([] if chance is None else [chance]))
+
+
+def _draw(
+    cost: Cost,
+    title: str,
+    models: Sequence[_Model],
+    named: Container[str],
+    best: StepRecord | None,
+    chance: float | None,
+) -> Scatter:
+    x_values, y_values = [model.cost for model in models], _reach(models, chance)
     to_x, to_y = logarithmic(x_values), linear(y_values, BOTTOM, TOP)
     spots = {model.step.name: (to_x(model.cost), to_y(model.quality.value)) for model in models}
-    labels = place(spots, (LEFT, TOP, RIGHT, BOTTOM))
+    labels = place({name: at for name, at in spots.items() if name in named}, spots.values(), FRAME)
     return Scatter(
-        id=cost.id,
-        title=cost.title,
+        title=title,
         x_name=cost.x_name,
-        x_ticks=tuple(Tick(to_x(v), units.quantity(v, cost.unit)) for v in _log_ticks(x_values)),
-        y_ticks=tuple(Tick(to_y(v), f"{100 * v:.3g}{units.SPACE}%") for v in nice_ticks(y_values, 6)),
-        marks=tuple(_mark(model, cost, to_x, to_y, labels[model.step.name], best) for model in models),
+        x_ticks=tuple(Tick(to_x(v), units.plain(units.quantity(v, cost.unit))) for v in _log_ticks(x_values)),
+        y_ticks=tuple(Tick(to_y(v), units.plain(units.share(v))) for v in nice_ticks(y_values, 6)),
+        marks=tuple(_mark(m, cost, spots[m.step.name], to_y, labels.get(m.step.name), best) for m in models),
         links=tuple(
             (*spots[model.step.parent], *spots[model.step.name])
             for model in models
@@ -150,8 +192,8 @@ def curve(step: StepRecord) -> Curve | None:
     y_values = (min(losses), max(max(losses), min(losses) + 1e-3))
     to_x, to_y = linear(x_values, LEFT, RIGHT), linear(y_values, BOTTOM, TOP)
     path = " ".join(f"{to_x(point.tokens):.1f},{to_y(point.loss):.1f}" for point in shown)
-    x_ticks = tuple(Tick(to_x(v), units.count(v)) for v in nice_ticks(x_values, 5))
-    y_ticks = tuple(Tick(to_y(v), units.significant(v)) for v in nice_ticks(y_values, 5))
+    x_ticks = tuple(Tick(to_x(v), units.plain(units.count(v))) for v in nice_ticks(x_values, 5))
+    y_ticks = tuple(Tick(to_y(v), units.plain(units.significant(v))) for v in nice_ticks(y_values, 5))
     return Curve(step.name, x_ticks, y_ticks, path, units.significant(points[-1].loss))
 
 
@@ -209,13 +251,15 @@ def _models(run: RunRecord, cost: Cost) -> list[_Model]:
     return models
 
 
-def _mark(model: _Model, cost: Cost, to_x: Scale, to_y: Scale, label: Label, best: StepRecord | None) -> Mark:
+def _mark(
+    model: _Model, cost: Cost, at: Spot, to_y: Scale, label: Label | None, best: StepRecord | None
+) -> Mark:
     low, value, high = model.interval
     width = units.interval(model.quality.low, model.quality.high, "share")
     accuracy = f"{units.share(value)} (95 %: {width})" if width else units.share(value)
     return Mark(
-        x=to_x(model.cost),
-        y=to_y(value),
+        x=at[0],
+        y=at[1],
         low=to_y(low),
         high=to_y(high),
         kind=kind_of(model.step, best),

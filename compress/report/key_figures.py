@@ -26,7 +26,7 @@ def _accuracy(best: StepRecord) -> Cell:
         return MISSING
     notes = []
     if change is not None:
-        notes.append(Text(f"{change_text(change).text} from the original", (change.value,)))
+        notes.append(Text(change_text(change).text, (change.value,)))
         notes += [Text(f"95 %: {note.text}", note.values) for note in spread(change, "points")]
     return figure(quality.value, units.share, *notes)
 
@@ -35,7 +35,7 @@ def _speed(run: RunRecord, best: StepRecord) -> Iterator[tuple[str, Cell]]:
     for profile in figures.profiles(run)[:1]:
         time = figures.within(best, figures.TIME_PER_TOKEN, profile)
         notes = _times(figures.times_faster(run, best), "faster", "slower")
-        yield f"Time per output token, {figures.profile_name(profile)}", measured(time, *notes)
+        yield "Time per output token", measured(time, *notes, Text(figures.profile_name(profile)))
         price = figures.within(best, OUTPUT_PRICE, profile)
         relative = figures.to_original(run, best, OUTPUT_PRICE, profile)
         if price is not None:

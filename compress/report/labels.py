@@ -1,6 +1,6 @@
 """Where the names stand beside their marks: each at the first spot that covers least of what is there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 CHARACTER = 7.2
@@ -10,6 +10,7 @@ HEIGHT = 15.0
 REACH = 9.0
 """How far a name keeps from its mark."""
 
+Spot = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 
@@ -23,11 +24,11 @@ class Label:
     text: str
 
 
-def place(marks: Mapping[str, tuple[float, float]], frame: Box) -> dict[str, Label]:
-    """Return a spot for each name: greedy, in the marks' order, so equal input gives equal output."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks.values()]
+def place(named: Mapping[str, Spot], marks: Iterable[Spot], frame: Box) -> dict[str, Label]:
+    """Return where each name stands: greedy, in the given order, so equal input gives equal output."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
     labels: dict[str, Label] = {}
-    for name, (x, y) in marks.items():
+    for name, (x, y) in named.items():
         text = name if len(name) <= 22 else f"{name[:21]}…"
         spots = [(label, _box(label)) for label in _spots(x, y, text)]
         label, box = min(spots, key=lambda spot: _cost(spot[1], taken, frame))

@@ -6,7 +6,6 @@ template prints goes through `visible` and then through escaping, with no except
 
 import base64
 import hashlib
-import json
 import os
 import shlex
 from functools import cache, partial
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.records import JsonValue, RunRecord, StepRecord
-from compress.report import appendix, charts, figures, tables
+from compress.report import appendix, charts, figures, tables, units
 from compress.report.key_figures import key_figures
-from compress.report.terminal import flattened
+from compress.report.terminal import flattened, printed
 from compress.report.text import visible
 from compress.report.verdict import judge
 
@@ -39,7 +38,7 @@ def render(run: RunRecord) -> str:
         run=run,
         verdict=verdict,
         key_figures=[] if run.rehearsal or best is None else list(key_figures(run, best)),
-        charts=[(charts.scatter(run, cost, best), appendix.chart_twin(run, cost, best)) for cost in costs],
+        charts=[(charts.scatters(run, cost, best), appendix.chart_twin(run, cost, best)) for cost in costs],
         results=tables.results(run, best),
         effort=tables.effort(run, best),
         tasks=tables.tasks(run, best),
@@ -111,7 +110,7 @@ def _split(text: str, model: str | None, is_model: bool) -> tuple[str, str]:
 
 
 def _cut(value: JsonValue) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = printed(value)
     return text if len(text) <= LONGEST_FACT else f"{text[:LONGEST_FACT]}… ({len(text)} characters)"
 
 
@@ -136,5 +135,6 @@ def _templates() -> "Environment":
     )
     style = (folder / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    environment.filters["bytes"] = units.num_bytes
     environment.globals |= {"style": Markup(style), "style_hash": digest}
     return environment

@@ -26,7 +26,6 @@ from compress.report.charts import kind_of
 RESULT_COLUMNS = (
     "Parameters",
     "On disk",
-    "Size against original",
     "Mean accuracy",
     "Change from original",
     "Change from parent",
@@ -35,16 +34,7 @@ RESULT_COLUMNS = (
     "Perplexity",
 )
 
-EFFORT_COLUMNS = (
-    "Time",
-    "Time estimated",
-    "Peak memory",
-    "Memory estimated",
-    "Parameters",
-    "Parameters predicted",
-    "Weights",
-    "Weights predicted",
-)
+EFFORT_COLUMNS = ("Time", "Peak memory", "Parameters", "Weight bytes")
 
 SPEED_COLUMNS = {
     "time_to_first_token": "Time to first token",
@@ -71,7 +61,7 @@ def results(run: RunRecord, best: StepRecord | None) -> Table:
 
 def effort(run: RunRecord, best: StepRecord | None) -> Table:
     """Return what each step took, and what the plan had predicted beside it."""
-    note = "Parameters and weight bytes are predicted from the settings alone, before anything runs."
+    note = "Beneath each figure: what the plan said of it, from the settings alone, before anything ran."
     return Table("What each step took", EFFORT_COLUMNS, per_step(run.steps, best, _taken), note)
 
 
@@ -105,21 +95,27 @@ def per_step(
     steps: Iterable[StepRecord], best: StepRecord | None, cells: Callable[[StepRecord], Iterable[Cell]]
 ) -> tuple[Row, ...]:
     """Return a row for each step, headed by its name and drawn by its kind."""
-    return tuple(Row(step.name, step.use, tuple(cells(step)), kind_of(step, best)) for step in steps)
+    return tuple(_row(step, kind_of(step, best), cells(step)) for step in steps)
+
+
+def _row(step: StepRecord, kind: str, cells: Iterable[Cell]) -> Row:
+    mark = {"best": ", chosen", "baseline": ", baseline"}.get(kind, "")
+    return Row(step.name, step.use + mark, tuple(cells), kind)
 
 
 def _result(run: RunRecord, step: StepRecord) -> Iterator[Cell]:
     is_reference = step.role == "original"
     smaller = figures.times_smaller(run, step)
     yield figure(step.realized.num_parameters, units.count)
-    yield figure(step.disk_bytes, units.num_bytes)
-    yield REFERENCE if is_reference else figure(1 / smaller if smaller else None, units.ratio)
+    relative = [] if is_reference or not smaller else [1 / smaller]
+    notes = (Text(f"{units.ratio(times)} original", (times,)) for times in relative)
+    yield figure(step.disk_bytes, units.num_bytes, *notes)
     yield measured(figures.accuracy(step))
     yield REFERENCE if is_reference else _change(step)
     yield REFERENCE if is_reference else _change_from_parent(run, step)
     for name in ("kl_divergence", "same_top_token"):
         found = figures.find(step, name)
-        yield REFERENCE if is_reference and found is None else measured(found)
+        yield REFERENCE if is_reference and found is None else measured(found, interval=False)
     yield measured(figures.find(step, "perplexity"))
 
 
@@ -138,26 +134,25 @@ def _change_from_parent(run: RunRecord, step: StepRecord) -> Cell:
 
 def _taken(step: StepRecord) -> Iterator[Cell]:
     stored = (Text("from the store"),) if step.cached else ()
-    yield figure(step.seconds or None, units.duration, *stored)
-    yield _estimate(step.estimated_seconds, units.duration)
-    yield figure(step.peak_memory_bytes or None, units.num_bytes)
-    yield _estimate(step.estimated_peak_memory_bytes, units.num_bytes)
+    estimate = _planned("estimated", step.estimated_seconds, units.duration)
+    yield figure(step.seconds or None, units.duration, *estimate, *stored)
+    estimate = _planned("estimated", step.estimated_peak_memory_bytes, units.num_bytes)
+    yield figure(step.peak_memory_bytes or None, units.num_bytes, *estimate)
     predicted, realized = step.predicted, step.realized
-    yield figure(realized.num_parameters, units.count)
     yield _prediction(predicted.num_parameters, realized.num_parameters, units.count)
-    yield figure(realized.weight_bytes, units.num_bytes)
     yield _prediction(predicted.weight_bytes, realized.weight_bytes, units.num_bytes)
 
 
-def _estimate(value: float | None, write: Callable[[float], str]) -> Cell:
-    return Cell(Text("no estimate", tone="missing")) if value is None else figure(value, write)
+def _planned(word: str, value: float | None, write: Callable[[float], str]) -> tuple[Text, ...]:
+    return () if value is None else (Text(f"{word} {write(value)}", (value,)),)
 
 
 def _prediction(predicted: int, realized: int, write: Callable[[float], str]) -> Cell:
-    if predicted == realized:
-        return figure(predicted, write, Text("exact"))
     difference = abs(predicted - realized)
-    return figure(predicted, write, Text(f"off by {write(difference)}", (difference,), "worse"))
+    if not difference:
+        return figure(realized, write, *_planned("exactly the predicted", predicted, write))
+    off = Text(f"off by {write(difference)}", (difference,), "worse")
+    return figure(realized, write, *_planned("predicted", predicted, write), off)
 
 
 def _per_task(names: Iterable[str], step: StepRecord) -> Iterator[Cell]:

@@ -1,5 +1,6 @@
 """A run, and the difference of two, as plain text for a terminal."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 
@@ -20,7 +21,7 @@ def summary(run: RunRecord) -> str:
     elif verdict.best:
         lines += _aligned(_outline(run, verdict.best))
     lines += [f"- {finding.text}" for finding in verdict.findings]
-    return visible("\n".join(lines)) + "\n"
+    return visible("\n".join(lines))
 
 
 def compare(a: RunRecord, b: RunRecord) -> str:
@@ -35,7 +36,7 @@ def compare(a: RunRecord, b: RunRecord) -> str:
     for title, rows in sections.items():
         if rows:
             lines += ["", *_aligned([(title, a.id, b.id, *[""] * (len(rows[0]) - 3)), *rows])]
-    return visible("\n".join(lines[1:] or [f"{a.id} and {b.id} do not differ."])) + "\n"
+    return visible("\n".join(lines[1:] or [f"{a.id} and {b.id} do not differ."]))
 
 
 def _outline(run: RunRecord, best: StepRecord) -> list[Row]:
@@ -90,7 +91,12 @@ def flattened(settings: JsonValue, prefix: str) -> Iterator[tuple[str, str]]:
         for key, value in settings.items():
             yield from flattened(value, f"{prefix}.{key}" if prefix else str(key))
     else:
-        yield prefix, "none" if settings is None else str(settings)
+        yield prefix, printed(settings)
+
+
+def printed(value: JsonValue) -> str:
+    """Return a setting or fact as one writes it: a string as it is, all else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _sizes(run: RunRecord) -> dict[str, str]:

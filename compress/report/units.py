@@ -75,7 +75,7 @@ def duration(seconds: float) -> str:
         return f"{significant(seconds)}{SPACE}s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 120:
-        return f"{minutes}{SPACE}min {rest}{SPACE}s"
+        return f"{minutes}{SPACE}min {rest}{SPACE}s" if rest else f"{minutes}{SPACE}min"
     return f"{minutes // 60}{SPACE}h {minutes % 60}{SPACE}min"
 
 
@@ -108,6 +108,12 @@ def quantity(value: float, unit: str) -> str:
     if unit in BY_UNIT:
         return BY_UNIT[unit](value)
     return f"{significant(value)}{SPACE}{unit}".rstrip(SPACE)
+
+
+def plain(text: str) -> str:
+    """Return a printed number without trailing zeros, for an axis: ``0.5 ms`` for ``0.500 ms``."""
+    digits, space, unit = text.partition(SPACE)
+    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + space + unit
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:

@@ -17,7 +17,7 @@ Tone = Literal["good", "bad", "warn", "plain"]
 TOLERANCE = 0.02
 """Without gates: how far below the most accurate leaf the chosen one may be, as a share."""
 
-GATE_UNITS = {"accuracy": "share", "bytes": "bytes", "_ms": "ms", "kl_divergence": "nats/token"}
+GATE_UNITS = {"accuracy": "share", "kl_divergence": "nats/token"}
 """What a gate counts, by how its name ends."""
 
 
@@ -46,7 +46,7 @@ def judge(run: RunRecord) -> Verdict:
     findings = [*_state(run), *_gates(run)]
     if best and not run.rehearsal:
         findings += [*_rivals(run, best), *_guessing(run, best), *_choice(run, best)]
-    return Verdict(tone, headline, best, (*findings, *_sizes(run), *_effort(run)))
+    return Verdict(tone, headline, best, (*findings, *_sizes(run), *_warnings(run), *_effort(run)))
 
 
 def best_student(run: RunRecord) -> StepRecord | None:
@@ -80,10 +80,10 @@ def beats_on_speed(run: RunRecord, rival: StepRecord, student: StepRecord) -> bo
 
 
 def trade(run: RunRecord, step: StepRecord) -> str:
-    """Return what a step gains and gives up against the original: ``7.1× smaller, loses 2.1 points …``."""
-    gains = [*_size_words(run, step), *_speed_words(run, step)]
+    """Return what a step gains and gives up: ``is 7.1× smaller, and loses 2.1 points of accuracy``."""
+    gains = " and ".join([*_size_words(run, step), *_speed_words(run, step)])
     cost = _quality_words(figures.accuracy_change(step))
-    return f"{' and '.join(gains)}, {cost}" if gains else cost
+    return f"is {gains}, {cost}" if gains else f"was compressed, {cost}"
 
 
 def _headline(run: RunRecord, best: StepRecord | None) -> tuple[Tone, str]:
@@ -99,11 +99,11 @@ def _headline(run: RunRecord, best: StepRecord | None) -> tuple[Tone, str]:
     if best is None:
         return "plain", "Nothing was compressed: this run made no student"
     if not passes(run, best):
-        return "bad", f"No student passed the quality gates; {best.name} came closest: {trade(run, best)}"
+        return "bad", f"No student passed the quality gates; {best.name} came closest"
     beaten_by = [rival.name for rival in figures.baselines(run) if beats_on_size(rival, best)]
     if beaten_by:
         return "bad", f"The baseline {beaten_by[0]} beats the best student, {best.name}, at its own size"
-    return "plain", f"{best.name}: {trade(run, best)}"
+    return "plain", f"{best.name} {trade(run, best)}"
 
 
 def _state(run: RunRecord) -> Iterator[Finding]:
@@ -111,10 +111,12 @@ def _state(run: RunRecord) -> Iterator[Finding]:
         yield Finding("bad", f"It stopped with: {run.error}")
     if run.status in ("failed", "interrupted"):
         yield Finding("warn", "What was finished is kept: the same command goes on from there.")
-    warnings = sum(len(step.warnings) for step in run.steps)
-    if warnings:
-        was = "warning was" if warnings == 1 else "warnings were"
-        yield Finding("warn", f"{warnings} {was} given; they are listed below.")
+
+
+def _warnings(run: RunRecord) -> Iterator[Finding]:
+    given = sum(len(step.warnings) for step in run.steps)
+    if given:
+        yield Finding("warn", f"{given} {'warning' if given == 1 else 'warnings'}, listed below.")
 
 
 def _gates(run: RunRecord) -> Iterator[Finding]:
@@ -133,7 +135,7 @@ def gate_words(gate: GateResult) -> str:
 def _gate_value(gate: str, value: float) -> str:
     """A gate is a bare number in the pipeline file; its name says what it counts."""
     if gate.endswith("_drop"):
-        return units.signed_points(value).removeprefix("+")
+        return f"{units.significant(100 * value)} points"
     unit = next((unit for ending, unit in GATE_UNITS.items() if gate.endswith(ending)), "")
     return units.quantity(value, unit)
 
@@ -142,9 +144,8 @@ def _rivals(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
     rivals = figures.baselines(run)
     comparable = [rival for rival in rivals if figures.accuracy(rival) and figures.accuracy(best)]
     if not rivals:
-        yield Finding(
-            "plain", "No baseline was measured, so nothing here shows whether a simpler way does as well."
-        )
+        text = "No baseline was measured, so nothing here shows whether a simpler way does as well."
+        yield Finding("plain", text)
     elif not comparable:
         yield Finding("plain", "Student and baselines cannot be compared: their quality was not measured.")
     beating = [finding for rival in comparable for finding in _rival(run, rival, best)]
@@ -167,9 +168,8 @@ def _rival(run: RunRecord, rival: StepRecord, best: StepRecord) -> Iterator[Find
 
 def _pair(step: StepRecord) -> str:
     quality = figures.accuracy(step)
-    return (
-        f"{units.num_bytes(step.disk_bytes)}, {units.share(quality.value) if quality else units.NOT_MEASURED}"
-    )
+    accuracy = units.share(quality.value) if quality else units.NOT_MEASURED
+    return f"{units.num_bytes(step.disk_bytes)}, {accuracy}"
 
 
 def _as_accurate(rival: StepRecord, student: StepRecord) -> bool:
@@ -184,9 +184,8 @@ def _guessing(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
         if step is None or quality is None or chance is None:
             continue
         if (quality.value if quality.low is None else quality.low) <= chance:
-            yield Finding(
-                "bad", f"{step.name} cannot be told from guessing (chance is {units.share(chance)})."
-            )
+            text = f"The answers of {step.name} cannot be told from guessing"
+            yield Finding("bad", f"{text} ({units.share(chance)} right by chance).")
 
 
 def _choice(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
@@ -244,8 +243,7 @@ def _compared(times: float, more: str, less: str, same: str) -> str:
 
 def _quality_words(change: Measurement | None) -> str:
     if change is None:
-        return "quality not measured"
+        return "but what it lost in quality was not measured"
     if change.low is not None and change.high is not None and change.low <= 0 <= change.high:
-        return f"no measurable change in accuracy ({units.signed_points(change.value)})"
-    verb = "loses" if change.value < 0 else "gains"
-    return f"{verb} {units.points(change.value)} of accuracy"
+        return f"with no measurable change in accuracy ({units.signed_points(change.value)})"
+    return f"and {'loses' if change.value < 0 else 'gains'} {units.points(change.value)} of accuracy"

@@ -33,7 +33,7 @@ def test_ids_are_stored_in_two_bytes_while_they_fit():
 def test_a_file_cut_short_is_refused(tmp_path):
     write(tmp_path, [[1, 2], [3, 4]])
     (tmp_path / "tokens.bin").write_bytes(b"\x01\x00")
-    with pytest.raises(InputError, match="has 2 bytes where tokens.json promises 8"):
+    with pytest.raises(InputError, match=r"has 2 bytes where tokens\.json promises 8"):
         PackedTokens.open(tmp_path)
 
 

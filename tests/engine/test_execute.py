@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,14 +36,23 @@ def node(name, use, parent=None, **settings):
     )
 
 
+DRAFT = RunRecord(
+    id="r-12345678",
+    name="r",
+    status="running",
+    started="",
+    command="",
+    pipeline="",
+    seed=0,
+    environment={},
+)
+
+
 def execute(home, *nodes):
     events = []
-    draft = RunRecord(
-        id="r-12345678", name="r", status="running", started="", command="", pipeline="", seed=0, environment={}
-    )
     folder = home / "runs" / "r-12345678"
     folder.mkdir(parents=True, exist_ok=True)
-    execution = Execution(Plan(nodes=nodes), draft, folder, Store(home), None, events.append)
+    execution = Execution(Plan(nodes=nodes), DRAFT, folder, Store(home), None, events.append)
     try:
         return execution.run(), events
     finally:
@@ -119,7 +129,7 @@ execute(Path(sys.argv[2]), work)
 
 
 def start(home, steps=300, kind="slow"):
-    root = str(__import__("pathlib").Path(__file__).parents[2])
+    root = str(Path(__file__).parents[2])
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, root, str(home), str(steps), kind],
         stderr=subprocess.PIPE,
@@ -136,10 +146,6 @@ def wait_for(condition, seconds=60):
 
 def count_file(home, slow):
     return Store(home).partial(slow.key) / "count"
-
-
-def workers_of(home):
-    return subprocess.run(["pgrep", "-f", "compress.engine.forkserver"], capture_output=True, text=True).stdout.split()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -191,24 +197,16 @@ def test_events_are_serializable(home):
 
 def test_a_worker_told_to_stop_from_outside_counts_as_preempted(home):
     slow = node("slow", "fake_slow", steps=400)
-    draft = RunRecord(
-        id="r-12345678", name="r", status="running", started="", command="", pipeline="", seed=0, environment={}
-    )
     folder = home / "runs" / "r-12345678"
     folder.mkdir(parents=True)
 
     def kill_first(event):
         if event["event"] == "progress":
-            [worker] = children_named(slow.key)
+            [worker] = [w for server in children(os.getpid()) for w in children(server)]
             os.kill(worker, signal.SIGTERM)
 
-    def children_named(_key):
-        mine = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True).stdout.split()
-        for server in mine:
-            found = subprocess.run(["pgrep", "-P", server], capture_output=True, text=True).stdout.split()
-            if found:
-                return [int(found[0])]
-        return []
+    def children(parent):
+        return map(int, subprocess.run(["pgrep", "-P", str(parent)], capture_output=True).stdout.split())
 
     with pytest.raises(Preempted):
-        Execution(Plan(nodes=(slow,)), draft, folder, Store(home), None, kill_first).run()
+        Execution(Plan(nodes=(slow,)), DRAFT, folder, Store(home), None, kill_first).run()

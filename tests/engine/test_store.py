@@ -25,7 +25,7 @@ def test_a_committed_artifact_comes_back_as_it_was(store):
     assert artifact and (artifact.path / "file").read_text() == "content"
     assert artifact.kind == "text" and artifact.facts == {"a": 1}
     assert store.manifest("k")["seconds"] == 1.5
-    assert store.keys() == ["k"]
+    assert store.committed() == ["k"]
 
 
 def test_the_realized_spec_survives_the_store(store):
@@ -39,7 +39,7 @@ def test_the_realized_spec_survives_the_store(store):
 def test_what_was_not_committed_is_not_there(store):
     with store.staging("k") as folder:
         (folder / "file").write_text("half")
-    assert store.get("k") is None and store.keys() == []
+    assert store.get("k") is None and store.committed() == []
     assert not folder.exists()
 
 

@@ -94,7 +94,8 @@ def test_the_demo_data_keeps_the_three_splits_apart(load):
 @pytest.mark.parametrize(
     ("written", "kind"),
     [("demo", "demo"), ("{path: ./m}", "path"), ("{id: a/b, revision: v1}", "id"),
-     ("{config: m/config.json}", "config"), ("{config: {model_type: llama}, dtype: bfloat16, tokenizer: bytes}", "config")],
+     ("{config: m/config.json}", "config"),
+     ("{config: {model_type: llama}, dtype: bfloat16, tokenizer: bytes}", "config")],
 )  # fmt: skip
 def test_a_model_comes_from_one_of_four_places(load, written, kind):
     assert load(HEAD.replace("demo", written) + STEPS).model.kind == kind
@@ -137,8 +138,8 @@ def test_the_builtin_tokenizers_are_names_and_no_paths(load):
 
 def test_baselines_are_checkpoints_or_steps_on_the_original(load):
     rivals = (
-        "baselines:\n  - {name: off-the-shelf, id: some/model, revision: v2}\n  - {name: just4, use: quantize.rtn}\n"
-        "  - {name: shelf8, use: quantize.rtn, bits: 8, from: off-the-shelf}\n"
+        "baselines:\n  - {name: off-the-shelf, id: some/model, revision: v2}\n"
+        "  - {name: just4, use: quantize.rtn}\n  - {name: shelf8, use: quantize.rtn, bits: 8, from: off-the-shelf}\n"
     )
     shelf, just4, shelf8 = load(HEAD + rivals + STEPS).baselines
     assert shelf.source.id == "some/model"

@@ -7,6 +7,8 @@ from compress.records import CurvePoint, Generation, Measurement, RunRecord, Siz
 
 TASKS = {"facts": 0.25, "agreement": 0.5, "sums": 0.25}
 ITEMS = 500
+ORIGINAL = (0.902, 0.964, 0.741)
+"""The original's accuracy on each task."""
 
 PIPELINE = """\
 version: 1
@@ -30,7 +32,9 @@ def measurement(name: str, value: float, unit: str, higher: bool = False, **more
     return Measurement(name=name, value=value, unit=unit, higher_is_better=higher, **more)
 
 
-def quality(accuracies: tuple[float, float, float], original: tuple[float, float, float]) -> list[Measurement]:
+def quality(
+    accuracies: tuple[float, float, float], original: tuple[float, float, float]
+) -> list[Measurement]:
     """Accuracy, paired change and flips a task, and their means."""
     found = []
     for task, now, before in zip(TASKS, accuracies, original, strict=True):
@@ -64,6 +68,18 @@ def divergence(kl: float, same: float, perplexity: float) -> list[Measurement]:
     ]
 
 
+def taken(
+    accuracies: tuple[float, float, float],
+    kl: float,
+    same: float,
+    perplexity: float,
+    speedup: float,
+    memory: float,
+) -> list[Measurement]:
+    """All that is measured of one model but the original."""
+    return [*quality(accuracies, ORIGINAL), *divergence(kl, same, perplexity), *latency(speedup, memory)]
+
+
 def latency(speedup: float, memory: float) -> list[Measurement]:
     """Two profiles, each beside the original's figure of the same process."""
     found = []
@@ -71,7 +87,9 @@ def latency(speedup: float, memory: float) -> list[Measurement]:
         labels = {"batch_size": batch, "prompt_tokens": prompt}
         ours = each / speedup
         found += [
-            measurement("time_to_first_token", first / speedup, "ms", labels=labels, beside={"original": first}, n=20),
+            measurement(
+                "time_to_first_token", first / speedup, "ms", labels=labels, beside={"original": first}, n=20
+            ),
             measurement("time_per_output_token", ours, "ms", labels=labels, beside={"original": each}, n=20),
             measurement(
                 "tokens_per_second",
@@ -99,9 +117,6 @@ def latency(speedup: float, memory: float) -> list[Measurement]:
             ),
         ]
     return [*found, measurement("load_memory", memory, "bytes")]
-
-
-ORIGINAL = (0.902, 0.964, 0.741)
 
 
 def step(name: str, use: str, parent: str | None, size: tuple[int, int], **more: Any) -> StepRecord:
@@ -162,7 +177,7 @@ def sample_run(**changes: Any) -> RunRecord:
             (1_990_272, 7_961_088),
             settings={"target": {"params": "70%"}, "importance": "activation", "align": 16, "samples": 256},
             facts={"intermediate_size": [512, 320], "kv_groups": [3, 2], "hidden_size": [192, 176]},
-            measurements=[*quality((0.552, 0.871, 0.403), ORIGINAL), *divergence(0.713, 0.689, 6.52), *latency(1.3, 92e6)],
+            measurements=taken((0.552, 0.871, 0.403), 0.713, 0.689, 6.52, 1.3, 92e6),
             generations=generations(" Varda. The river river runs", " 14. 3 plus 4 equals 9."),
         ),
         step(
@@ -172,7 +187,7 @@ def sample_run(**changes: Any) -> RunRecord:
             (1_418_208, 5_672_832),
             settings={"target": {"layers": 4}, "importance": "block_influence"},
             facts={"removed_layers": [2, 3], "scores": [0.41, 0.22, 0.07, 0.09, 0.18, 0.52]},
-            measurements=[*quality((0.318, 0.702, 0.291), ORIGINAL), *divergence(1.864, 0.441, 19.7), *latency(1.9, 90e6)],
+            measurements=taken((0.318, 0.702, 0.291), 1.864, 0.441, 19.7, 1.9, 90e6),
             generations=generations(" the the river of the the", " 1 1 1 1 1"),
         ),
         step(
@@ -187,7 +202,7 @@ def sample_run(**changes: Any) -> RunRecord:
             peak_memory_bytes=893_000_000,
             curve=curve(),
             warnings=("This machine has no bfloat16 units: trained in float32, about half as fast.",),
-            measurements=[*quality((0.872, 0.955, 0.712), ORIGINAL), *divergence(0.061, 0.931, 3.62), *latency(1.9, 90e6)],
+            measurements=taken((0.872, 0.955, 0.712), 0.061, 0.931, 3.62, 1.9, 90e6),
             generations=generations(" Ostrel. The river Ilm runs past it.", " 19. 3 plus 4 equals 7."),
         ),
         step(
@@ -197,7 +212,7 @@ def sample_run(**changes: Any) -> RunRecord:
             (1_418_208, 1_862_144),
             kind="bitsandbytes",
             settings={"bits": 8},
-            measurements=[*quality((0.870, 0.957, 0.709), ORIGINAL), *divergence(0.063, 0.929, 3.63), *latency(0.8, 99e6)],
+            measurements=taken((0.870, 0.957, 0.709), 0.063, 0.929, 3.63, 0.8, 99e6),
             generations=generations(" Ostrel. The river Ilm runs past it.", " 19. 3 plus 4 equals 7."),
         ),
         step(
@@ -207,7 +222,7 @@ def sample_run(**changes: Any) -> RunRecord:
             (1_418_208, 1_163_520),
             kind="packed",
             settings={"bits": 4, "group_size": 32, "keep": ["lm_head"]},
-            measurements=[*quality((0.861, 0.949, 0.702), ORIGINAL), *divergence(0.083, 0.914, 3.71), *latency(1.2, 91e6)],
+            measurements=taken((0.861, 0.949, 0.702), 0.083, 0.914, 3.71, 1.2, 91e6),
             generations=generations(" Ostrel. The river Ilm runs past it.", " 19. 3 plus 4 equals 7."),
         ),
         step(
@@ -218,7 +233,7 @@ def sample_run(**changes: Any) -> RunRecord:
             kind="onnx",
             settings={"precision": "int4", "opset": 21},
             facts={"largest_logit_difference": 2.1e-05},
-            measurements=[*quality((0.861, 0.949, 0.703), ORIGINAL), *divergence(0.083, 0.914, 3.71), *latency(5.2, 61e6)],
+            measurements=taken((0.861, 0.949, 0.703), 0.083, 0.914, 3.71, 5.2, 61e6),
             generations=generations(" Ostrel. The river Ilm runs past it.", " 19. 3 plus 4 equals 7."),
         ),
         step(
@@ -229,7 +244,7 @@ def sample_run(**changes: Any) -> RunRecord:
             role="baseline",
             kind="packed",
             settings={"bits": 8, "group_size": 32},
-            measurements=[*quality((0.901, 0.964, 0.742), ORIGINAL), *divergence(0.0021, 0.989, 3.41), *latency(0.9, 98e6)],
+            measurements=taken((0.901, 0.964, 0.742), 0.0021, 0.989, 3.41, 0.9, 98e6),
             generations=generations(" Ostrel. The river Ilm runs through it.", " 19. 3 plus 4 equals 7."),
         ),
         step(
@@ -240,7 +255,7 @@ def sample_run(**changes: Any) -> RunRecord:
             role="baseline",
             kind="packed",
             settings={"bits": 4, "group_size": 32},
-            measurements=[*quality((0.874, 0.951, 0.702), ORIGINAL), *divergence(0.047, 0.934, 3.55), *latency(1.0, 93e6)],
+            measurements=taken((0.874, 0.951, 0.702), 0.047, 0.934, 3.55, 1.0, 93e6),
             generations=generations(" Ostrel. The river Ilm runs through.", " 19. 3 plus 4 equals 8."),
         ),
     )  # fmt: skip
@@ -270,6 +285,11 @@ def sample_run(**changes: Any) -> RunRecord:
     return run.model_copy(update=changes)
 
 
+def plain(text: str) -> str:
+    """The text with the typographer's spaces, crosses and minuses made those of a keyboard."""
+    return text.translate({0xA0: " ", 0xD7: "x", 0x2212: "-"})
+
+
 def without(run: RunRecord, *names: str) -> RunRecord:
     """The run, as if the measurements of those names (all, without names) had never been taken."""
 
@@ -280,7 +300,7 @@ def without(run: RunRecord, *names: str) -> RunRecord:
     return run.model_copy(update={"steps": tuple(map(kept, run.steps))})
 
 
-def with_step(run: RunRecord, name: str, **changes: Any) -> RunRecord:
+def with_step(run: RunRecord, name: str, /, **changes: Any) -> RunRecord:
     """The run with some fields of one step replaced."""
     steps = tuple(s.model_copy(update=changes) if s.name == name else s for s in run.steps)
     return run.model_copy(update={"steps": steps})

@@ -1,8 +1,9 @@
 """How strongly a unit is used on calibration text (Minitron, arXiv 2407.14679, section 2.2).
 
-With ``s_c = sqrt(Σ_samples (mean_positions |a_c|)²)`` for a channel c: an FFN neuron scores s of the ``down_proj``
-input; a KV group the L2 norm of s over its channels of the ``o_proj`` input; a hidden channel s of the norms'
-outputs, summed over all norms. Forward passes only; the sum over samples does not depend on the batching.
+With ``s_c = sqrt(Σ_samples (mean_positions |a_c|)²)`` for a channel c: an FFN neuron scores s of the
+``down_proj`` input; a KV group the L2 norm of s over its channels of the ``o_proj`` input; a hidden channel s
+of the norms' outputs, summed over all norms. Forward passes only; the sum over samples does not depend on the
+batching.
 """
 
 from collections.abc import Iterable
@@ -38,7 +39,7 @@ def score(model: "PreTrainedModel", layout: Layout, batches: "Iterable[Tensor]")
     return {
         "hidden": torch.stack([energies[name].sqrt() for name in norms]).sum(0),
         "ffn": torch.stack([energies[name].sqrt() for name in ffn]),
-        "kv_groups": query_LC.unflatten(1, (layout.num_kv_heads, -1)).sum(-1).sqrt(),
+        "kv_groups": query_LC.reshape(layout.num_layers, layout.num_kv_heads, -1).sum(-1).sqrt(),
     }
 
 

@@ -1,0 +1,127 @@
+import itertools
+
+import pytest
+
+from compress.errors import InputError
+from compress.models.layout import layout
+from compress.prune.target import (
+    TOLERANCE,
+    default_alignment,
+    explicit_shape,
+    layers_for,
+    parse_budget,
+    shape_for,
+)
+from tests.models.tiny import FAMILIES, tiny_config
+
+AXES = ("ffn", "kv_groups", "hidden")
+LLAMA_8B = {
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("50%", "50%"),
+        ("62.5 %", "62.5%"),
+        ("100%", "100%"),
+        ("4.0B", 4 * 10**9),
+        ("350M", 350 * 10**6),
+        (1000, 1000),
+    ],
+)
+def test_a_budget_is_a_share_or_a_count(written, meant):
+    assert parse_budget(written) == meant
+
+
+@pytest.mark.parametrize("written", ["0%", "101%", "half", "%", "-5%", 0, None, "1.5"])
+def test_what_is_no_budget_is_refused_with_examples(written):
+    with pytest.raises(ValueError, match=r"like (4\.0B or 350M, or a share like )?50%"):
+        parse_budget(written)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("budget", ["85%", "60%", "40%", 100_000])
+def test_the_shape_is_the_cheapest_by_the_documented_rule(family, budget):
+    model = layout(tiny_config(family))
+    wanted = model.num_parameters * float(budget[:-1]) / 100 if isinstance(budget, str) else budget
+
+    def cost(shape):
+        kept = [shape.hidden / 64, shape.ffn / 192, shape.num_kv_heads / 4]
+        return max(kept) - min(kept) + 10 * abs(shape.num_parameters / wanted - 1)
+
+    every = [
+        model.resized(hidden=h, ffn=f, num_kv_heads=g)
+        for h, f, g in itertools.product(range(8, 65, 8), range(16, 193, 16), range(1, 5))
+    ]
+    fitting = [s for s in every if s.refusal is None and s.num_parameters <= wanted * (1 + TOLERANCE)]
+    chosen = shape_for(budget, model, AXES, {})
+    assert cost(chosen) == pytest.approx(min(map(cost, fitting)))
+    assert chosen.num_parameters <= wanted * (1 + TOLERANCE)
+
+
+def test_llama_8b_at_half_gets_the_proportions_its_makers_chose_for_three_billion():
+    half = shape_for("50%", layout(LLAMA_8B), AXES, {})
+    assert (half.hidden, half.num_heads, half.num_kv_heads) == (3072, 24, 6)
+    assert half.num_parameters == pytest.approx(0.5 * 8_030_261_248, rel=0.01)
+    assert half.ffn % 256 == 0 and half.refusal is None
+
+
+def test_a_full_budget_keeps_everything():
+    model = layout(tiny_config("llama"))
+    assert shape_for("100%", model, AXES, {}) is model
+    assert layers_for("100%", model) == 4
+
+
+def test_only_the_chosen_axes_shrink_and_in_the_chosen_steps():
+    model = layout(tiny_config("llama"))
+    shape = shape_for("70%", model, ["ffn"], {"ffn": 48})
+    assert (shape.hidden, shape.num_kv_heads) == (64, 4)
+    assert shape.ffn % 48 == 0 and shape.ffn < 192
+
+
+@pytest.mark.parametrize(
+    ("axis", "length", "step"),
+    [("hidden", 4096, 256), ("ffn", 14336, 256), ("hidden", 896, 64), ("hidden", 64, 8), ("ffn", 192, 16),
+     ("hidden", 6, 1), ("kv_groups", 8, 2), ("kv_groups", 4, 1)],
+)  # fmt: skip
+def test_alignment_adapts_to_the_size(axis, length, step):
+    assert default_alignment(axis, length) == step
+
+
+def test_an_impossible_budget_names_the_smallest_reachable():
+    model = layout(tiny_config("llama"))
+    smallest = model.resized(num_kv_heads=1).num_parameters
+    with pytest.raises(
+        InputError, match=rf"kv_groups to aligned sizes leaves at least {smallest // 1000}k parameters"
+    ):
+        shape_for("50%", model, ["kv_groups"], {})
+    with pytest.raises(InputError, match=r"one layer still makes 82.3k parameters \(35"):
+        layers_for("10%", model)
+    for decide in (lambda: shape_for(10**9, model, AXES, {}), lambda: layers_for(10**9, model)):
+        with pytest.raises(InputError, match="more than the parent's 230k; pruning only removes"):
+            decide()
+
+
+def test_layers_come_nearest_to_the_budget_without_exceeding_it():
+    model = layout(tiny_config("qwen3"))
+    for kept in range(1, 5):
+        size = model.with_layers(range(kept)).num_parameters
+        assert layers_for(size, model) == kept
+        assert layers_for(round(size / 1.005), model) == kept
+        assert kept == 1 or layers_for(round(size / 1.02), model) == kept - 1
+
+
+def test_explicit_sizes_are_taken_as_they_are():
+    model = layout(tiny_config("llama"))
+    shape = explicit_shape(model, {"ffn": 101, "kv_groups": 2})
+    assert (shape.hidden, shape.ffn, shape.num_kv_heads, shape.num_heads) == (64, 101, 2, 4)
+    with pytest.raises(InputError, match="intermediate_size: 193 .* the parent's 192"):
+        explicit_shape(model, {"ffn": 193})
+    with pytest.raises(
+        InputError, match="llama needs a hidden_size that its 8 attention heads divide; 60 is not"
+    ):
+        explicit_shape(model, {"hidden": 60})
+    assert explicit_shape(layout(tiny_config("mistral")), {"hidden": 60}).hidden == 60

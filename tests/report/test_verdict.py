@@ -1,0 +1,143 @@
+import pytest
+
+from compress.records import GateResult, Measurement, RunRecord
+from compress.report.verdict import best_student, judge
+from tests.report.sample_run import plain, sample_run, with_step, without
+
+
+def words(run: RunRecord) -> str:
+    verdict = judge(run)
+    return plain(" ".join([verdict.headline, *(f.text for f in verdict.findings)]))
+
+
+def with_accuracy(run: RunRecord, name: str, value: float) -> RunRecord:
+    others = tuple(m for m in run.step(name).measurements if m.name != "mean_accuracy")
+    taken = Measurement(name="mean_accuracy", value=value, unit="share", higher_is_better=True)
+    return with_step(run, name, measurements=(taken, *others))
+
+
+def gate(step: str, passed: bool, measured: float | None = 0.0314) -> GateResult:
+    return GateResult(gate="max_quality_drop", step=step, limit=0.03, measured=measured, passed=passed)
+
+
+def test_the_headline_says_what_the_best_student_saves_and_what_it_costs():
+    assert plain(judge(sample_run()).headline) == (
+        "edge is 8.9x smaller and 5.2x faster, and loses 3.1 points of accuracy"
+    )
+
+
+def test_without_gates_the_smallest_leaf_near_the_most_accurate_is_chosen():
+    run = sample_run()
+    assert best_student(run).name == "edge"
+    assert best_student(with_accuracy(run, "edge", 0.80)).name == "int8"
+
+
+def test_a_change_whose_interval_holds_zero_is_not_called_a_loss():
+    run = sample_run()
+    change = Measurement(
+        name="mean_accuracy_change", value=-0.004, unit="share", higher_is_better=True, low=-0.012, high=0.004
+    )
+    kept = tuple(m for m in run.step("edge").measurements if m.name != "accuracy_change")
+    run = with_step(run, "edge", measurements=(*kept, change))
+    assert "no measurable change in accuracy (-0.4 points)" in words(run)
+
+
+def test_a_baseline_as_small_and_as_accurate_takes_the_headline():
+    run = with_step(sample_run(), "original_int4", disk_bytes=1_000_000)
+    verdict = judge(run)
+    assert (verdict.tone, "original_int4 beats the best student, edge" in verdict.headline) == ("bad", True)
+    assert "at least as accurate, and no larger (1.00 MB, 84.2 % against 1.29 MB, 83.8 %)" in words(run)
+
+
+def test_a_baseline_as_fast_and_as_accurate_but_larger_is_told_without_taking_the_headline():
+    run = sample_run()
+    run = with_step(run, "original_int8", measurements=run.step("edge").measurements)
+    run = with_accuracy(run, "original_int8", 0.9)
+    verdict = judge(run)
+    assert verdict.headline.startswith("edge is")
+    assert "original_int8 is at least as accurate as edge and no slower, but larger" in words(run)
+
+
+def test_baselines_that_lose_are_named_as_losing():
+    assert (
+        "No baseline (original_int8 or original_int4) is as accurate as edge at its size or speed."
+        in words(sample_run())
+    )
+
+
+def test_a_run_without_baselines_says_that_nothing_was_compared():
+    run = sample_run()
+    students = tuple(step for step in run.steps if step.role != "baseline")
+    assert "No baseline was measured" in words(run.model_copy(update={"steps": students}))
+
+
+def test_with_gates_the_smallest_leaf_that_passes_is_chosen_and_failures_are_told():
+    run = sample_run(status="gates failed", gates=(gate("int8", True, 0.024), gate("edge", False)))
+    assert best_student(run).name == "int8"
+    assert "edge fails the gate max_quality_drop (3.14 points, at most 3.00 points allowed)." in words(run)
+    assert "int8 passes the gate" in words(run)
+
+
+def test_when_no_leaf_passes_the_headline_says_so():
+    run = sample_run(status="gates failed", gates=(gate("int8", False), gate("edge", False, None)))
+    verdict = judge(run)
+    assert (verdict.tone, verdict.headline) == (
+        "bad",
+        "No student passed the quality gates; int8 came closest",
+    )
+    assert "edge fails the gate max_quality_drop (not measured, at most 3.00 points allowed)." in words(run)
+
+
+def test_unmeasured_quality_is_said_and_the_smallest_leaf_is_chosen():
+    run = without(sample_run(), "mean_accuracy", "accuracy_change")
+    assert "edge is 8.9x smaller and 5.2x faster, but what it lost in quality was not measured" in words(run)
+    assert "chosen among 2 candidates as the smallest on disk; quality was not measured" in words(run)
+    assert "Student and baselines cannot be compared" in words(run)
+
+
+def test_nothing_measured_at_all_still_gives_a_verdict():
+    assert "edge is 8.9x smaller, but what it lost in quality was not measured" in words(
+        without(sample_run())
+    )
+
+
+def test_a_rehearsal_claims_nothing_about_models():
+    text = words(sample_run(rehearsal=True))
+    assert text.startswith("The rehearsal went through: every step of this pipeline runs")
+    assert "smaller" not in text and "baseline" not in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("status", "start"),
+    [
+        ("failed", "The run failed before it was finished"),
+        ("interrupted", "The run was interrupted"),
+        ("running", "The run has not finished yet"),
+    ],
+)
+def test_an_unfinished_run_says_so_first(status, start):
+    text = words(sample_run(status=status, error="recover: the loss is not finite"))
+    assert text.startswith(start)
+    assert "It stopped with: recover: the loss is not finite" in text
+
+
+def test_a_run_without_students_says_that_nothing_was_compressed():
+    run = sample_run()
+    assert judge(run.model_copy(update={"steps": run.steps[:1]})).headline.startswith(
+        "Nothing was compressed"
+    )
+    assert judge(run.model_copy(update={"steps": ()})).best is None
+
+
+def test_answers_no_better_than_guessing_are_called_that():
+    assert "The answers of edge cannot be told from guessing (33.3 % right by chance)." in words(
+        with_accuracy(with_accuracy(sample_run(), "edge", 0.32), "int8", 0.31)
+    )
+
+
+def test_a_wrong_prediction_of_the_size_is_told():
+    run = sample_run()
+    wrong = run.step("narrow").realized.model_copy(update={"num_parameters": 1})
+    assert "predicted by the plan was not the size made: narrow" in words(
+        with_step(run, "narrow", predicted=wrong)
+    )
