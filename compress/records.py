@@ -21,7 +21,7 @@ DTYPE_BYTES = {
 class Record(BaseModel):
     """An immutable value with no unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class TensorSpec(Record):

@@ -82,4 +82,6 @@ class HuggingFaceBackend(Backend):
         (chunk_BCV,) = self.logits_chunks(ids_B1, torch.ones_like(ids_B1))
         if not torch.allclose(chunk_BCV[:, -1], last_BV, atol=1e-2):
             kind = self.model.config.model_type
-            raise InputError(f"'{kind}' transforms its logits after the output head: it cannot be measured here")
+            raise InputError(
+                f"'{kind}' transforms its logits after the output head: it cannot be measured here"
+            )

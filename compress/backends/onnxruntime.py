@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from compress.backends.interface import Backend, Cache, OpenOptions
-from compress.errors import InputError
 from compress.backends.positions import positions
+from compress.errors import InputError
 from compress.models.spec import read_config
 from compress.records import Artifact
 

@@ -19,7 +19,7 @@ from compress.records import Artifact, JsonValue, Outcome
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VERSION = 1
+VERSION = world.VERSION
 ACCEPTS: tuple[str, ...] = ()
 PRODUCES = "tasks"
 

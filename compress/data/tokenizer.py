@@ -18,7 +18,7 @@ from compress.records import Artifact, Outcome
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-VERSION = 1
+VERSION = world.VERSION
 ACCEPTS: tuple[str, ...] = ()
 PRODUCES = "tokenizer"
 

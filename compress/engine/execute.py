@@ -13,7 +13,7 @@ from typing import Any, cast
 from compress import plugins
 from compress.engine.events import Clock, Listener, log_path
 from compress.engine.gates import Gates, judge
-from compress.engine.rates import Rates
+from compress.engine.rates import Rates, estimated_memory_bytes
 from compress.engine.runs import save_record
 from compress.engine.store import Store
 from compress.engine.tasks import Task
@@ -106,7 +106,7 @@ class Execution:
             )
         available = available_memory_bytes()
         for node in missing:
-            if device_class() == "cpu" and node.work.peak_memory_bytes > available:
+            if device_class() == "cpu" and (estimated_memory_bytes(node) or 0) > available:
                 raise DoesNotFit(
                     f"step '{node.name}' needs about {node.work.peak_memory_bytes / GIB:.1f} GiB of memory; "
                     f"{available / GIB:.1f} GiB are available on this machine."
@@ -152,7 +152,11 @@ class Execution:
             inputs={field: self._artifacts[name] for field, name in node.inputs.items()},
             seed=node.seed,
             root=self._store.root,
-            lineage={"use": node.use, "ingredients": node.ingredients},
+            lineage={
+                "use": node.use,
+                "ingredients": node.ingredients,
+                "estimated_seconds": self._rates.seconds(node),
+            },
         )
 
     def _record_step(self, name: str) -> None:
@@ -188,8 +192,8 @@ class Execution:
             disk_bytes=made.get("disk_bytes") or _model_bytes(artifact.path),
             predicted=predicted.size,
             realized=artifact.spec.size,
-            estimated_seconds=self._rates.seconds(node) if node.work.flops else None,
-            estimated_peak_memory_bytes=node.work.peak_memory_bytes or None,
+            estimated_seconds=made.get("estimated_seconds"),
+            estimated_peak_memory_bytes=estimated_memory_bytes(node),
             curve=facts.pop("curve", ()),
             facts=facts,
             warnings=made.get("warnings", ()),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from compress.engine.events import duration
-from compress.engine.rates import Rates
+from compress.engine.rates import Rates, estimated_memory_bytes
 from compress.engine.runs import last_ingredients
 from compress.engine.store import Store
 from compress.pipeline.plan import Node, Plan, why_not_cached
@@ -55,7 +55,7 @@ def _seconds(node: Node, plan: Plan, store: Store, rates: Rates) -> float | None
 
 def _row(node: Node, state: str, seconds: float | None, usd_per_hour: float | None) -> tuple[str, ...]:
     assert node.spec is not None
-    memory = node.work.peak_memory_bytes
+    memory = estimated_memory_bytes(node)
     return (
         node.name,
         node.use,

@@ -105,9 +105,15 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     context.progress(1, 3, "stages")
     realized = predicted.model_copy(update={"tensors": read_weights(context.folder)})
     context.progress(2, 3, "stages")
-    facts = check(parent, context.folder, exact=not integer_layers(spec, config)[1], seed=context.seed)
+    facts = check(parent, context.folder, exact=_is_exact(spec, config), seed=context.seed)
     context.progress(3, 3, "stages")
     return Outcome(spec=realized, facts=facts)
+
+
+def _is_exact(spec: ModelSpec, config: Config) -> bool:
+    """Whether nothing is rounded on the way from the parent's weights to the logits."""
+    _, blocks = integer_layers(spec, config)
+    return not blocks or (config.precision is None and config.accuracy_level != 4)
 
 
 def _integer_tensors(name: str, shape: tuple[int, ...], bits: int, block: int) -> dict[str, TensorSpec]:
@@ -123,5 +129,7 @@ def _block(size: int, largest: int, module: str) -> int:
     """Return the largest block that divides `size`."""
     fitting = [block for block in BLOCKS if size % block == 0 and block <= largest]
     if not fitting:
-        raise InputError(f"{module}: blocks of {BLOCKS[0]} inputs do not divide {size}; ONNX Runtime takes no smaller")
+        raise InputError(
+            f"{module}: blocks of {BLOCKS[0]} inputs do not divide {size}; ONNX Runtime takes no smaller"
+        )
     return fitting[-1]

@@ -48,7 +48,7 @@ def write_graph(
     for name in buffers.keys() & graph.initializers.keys():
         graph.initializers[name].const_value = ir.tensor(buffers[name].numpy(), name=name)
     _name_interface(graph)
-    _name_weights(graph, result)
+    _tie_head(graph, result)
     _tidy(model)
     transposed = _insert_linear_layers(model, blocks, bits, accuracy_level)
     with Weights(source, result, bits, transposed) as weights:
@@ -90,7 +90,9 @@ def _sample_inputs(model: PreTrainedModel) -> dict[str, Any]:
     batch, past, new = 2, 5, 3
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(torch.zeros(batch, past, dtype=torch.int64, device="meta"), past_key_values=cache, use_cache=True)
+        model(
+            torch.zeros(batch, past, dtype=torch.int64, device="meta"), past_key_values=cache, use_cache=True
+        )
     return {
         "input_ids": torch.zeros(batch, new, dtype=torch.int64, device="meta"),
         "attention_mask": torch.ones(batch, past + new, dtype=torch.int64, device="meta"),
@@ -134,11 +136,13 @@ def _name_interface(graph: ir.Graph) -> None:
             value.shape = ir.Shape(["batch_size", tokens, *value.shape[2:]])
 
 
-def _name_weights(graph: ir.Graph, result: ModelSpec) -> None:
-    """Give a tied head, which tracing found under its own name, the name its tensor is stored under."""
-    tied = graph.initializers.get(f"{HEAD}.weight")
-    if tied is not None and not any(name.startswith(HEAD) for name in result.tensors):
-        tied.name = next(name for name in result.tensors if name.endswith("embed_tokens.weight"))
+def _tie_head(graph: ir.Graph, result: ModelSpec) -> None:
+    """Let a tied head, which tracing without values took for a weight of its own, read the embedding."""
+    head = graph.initializers[f"{HEAD}.weight"]
+    if not any(name.startswith(f"{HEAD}.") for name in result.tensors):
+        embedding = next(name for name in result.tensors if name.endswith("embed_tokens.weight"))
+        ir.convenience.replace_all_uses_with(head, graph.initializers[embedding])
+        del graph.initializers[head.name]
 
 
 def _tidy(model: ir.Model) -> None:
@@ -161,7 +165,9 @@ def _tidy(model: ir.Model) -> None:
         value.shape = value.type = None
 
 
-def _insert_linear_layers(model: ir.Model, blocks: dict[str, int], bits: int, accuracy_level: int) -> set[str]:
+def _insert_linear_layers(
+    model: ir.Model, blocks: dict[str, int], bits: int, accuracy_level: int
+) -> set[str]:
     """Turn ``MatMul(x, Transpose(weight))`` into an integer product, or one with the weight stored transposed.
 
     Returns the names of the transposed weights.
@@ -170,7 +176,9 @@ def _insert_linear_layers(model: ir.Model, blocks: dict[str, int], bits: int, ac
     if blocks:
         model.opset_imports["com.microsoft"] = 1
     for node in list(model.graph):
-        transpose = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
+        transpose = (
+            node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
+        )
         weight = transpose.inputs[0] if transpose is not None and transpose.op_type == "Transpose" else None
         if weight is None or not weight.is_initializer():
             continue

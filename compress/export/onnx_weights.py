@@ -26,7 +26,7 @@ class Weights(ExitStack):
     def __init__(self, folder: Path, result: ModelSpec, bits: int, transposed: Collection[str]) -> None:
         super().__init__()
         self.result, self.bits, self.transposed = result, bits, transposed
-        self._files = {}
+        self._files: dict[str, Any] = {}
         for file, tensors in read_shards(folder).items():
             opened = self.enter_context(safe_open(folder / file, framework="pt"))
             self._files |= dict.fromkeys(tensors, opened)

@@ -6,9 +6,7 @@ which they disagree, and needs far fewer of them than comparing two separate acc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
-
-from scipy.stats import binomtest
+from math import comb, sqrt
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal."""
@@ -66,7 +64,8 @@ def normal_interval(values: Sequence[float]) -> Interval:
 def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Return the two-sided exact p-value that gains and losses are equally likely (McNemar 1947)."""
     gained, lost = disagreements(before, after)
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    tail = sum(comb(gained + lost, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2 ** (gained + lost))
 
 
 def disagreements(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:

@@ -154,7 +154,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _first_sentence(text: str) -> str:
-    sentence = re.split(r"\.(?:\s|$)", " ".join(text.replace("`", "").split()))[0]
+    sentence = re.split(r"\.(?:\s|$)", " ".join(text.replace("``", "'").replace("`", "'").split()))[0]
     return (
         sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() or sentence[1:2] == " " else sentence
     )

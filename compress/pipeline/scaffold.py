@@ -6,7 +6,7 @@ written here can run. A model under 50M parameters gets settings for minutes on 
 
 import json
 import re
-from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -78,34 +78,31 @@ def _pruning(spec: ModelSpec, target: str) -> dict[str, Any]:
     goal = _predicted("prune.width", spec, target={"params": target}).num_parameters
     has_depth = spec.config["num_hidden_layers"] >= MANY_LAYERS and goal < 0.8 * spec.num_parameters
     start = _predicted("prune.depth", spec, target={"params": DEPTH_SHARE}) if has_depth else spec
-    settings, student, group = next(_students(start, format_count(goal)))
+    wanted = format_count(goal) if has_depth else target
+    settings, student, group = _student(start, wanted)
     return {
         "before": format_count(spec.num_parameters),
         "after": format_count(student.num_parameters),
         "share": f"{100 * student.num_parameters / spec.num_parameters:.0f}%",
-        "goal": format_count(goal),
+        "goal": wanted,
         "depth": DEPTH_SHARE if has_depth else None,
-        "width_settings": "".join(f", {key}: {json.dumps(value)}" for key, value in settings.items()),
+        "width_settings": "".join(f", {key}: {_flow(value)}" for key, value in settings.items()),
         "student_group": group,
         "original_group": _group_size(spec),
     }
 
 
-def _students(spec: ModelSpec, goal: str) -> Iterator[tuple[dict[str, Any], ModelSpec, int | None]]:
-    """Yield ways to narrow a model, those first whose result can be quantized in groups."""
-    aligned = {"align": {"hidden": 16, "ffn": 16}}
-    ways = [{}, aligned, {**aligned, "axes": ["ffn", "hidden"]}]
-    students = []
-    for settings in ways:
-        try:
-            student = _predicted("prune.width", spec, target={"params": goal}, **settings)
-        except InputError:
-            if settings:
-                continue  # the coarser sizes do not reach the target
-            raise
-        students.append((settings, student, _group_size(student)))
-    yield from (found for found in students if found[2] is not None)
-    yield students[0]
+def _student(spec: ModelSpec, wanted: str) -> tuple[dict[str, Any], ModelSpec, int | None]:
+    """Return settings that narrow a model, the result, and its group size: a way that has one where there is one."""
+    plain = _predicted("prune.width", spec, target={"params": wanted})
+    step = 16 if spec.num_parameters < SMALL_PARAMETERS else 64
+    aligned = {"align": {"hidden": step, "ffn": step}}
+    for settings in ({}, aligned, {**aligned, "axes": ["ffn", "hidden"]}):
+        with suppress(InputError):  # other sizes than the plain way's may not reach the target
+            student = _predicted("prune.width", spec, target={"params": wanted}, **settings)
+            if size := _group_size(student):
+                return settings, student, size
+    return {}, plain, None
 
 
 def _predicted(use: str, spec: ModelSpec, **settings: Any) -> ModelSpec:
@@ -151,6 +148,11 @@ def _scale(spec: ModelSpec) -> dict[str, Any]:
         "new": max(2, min(length // 4, 32 if is_small else 128)),
         "where": "minutes on a laptop" if is_small else "on a GPU that holds the model twice",
     }
+
+
+def _flow(value: object) -> str:
+    """Return lists and mappings of plain words as YAML is usually written."""
+    return json.dumps(value).replace('"', "")
 
 
 def _quoted(path: Path) -> str:

@@ -79,11 +79,12 @@ class _Reader:
         raw = self.source.data
         document = self.validate(Document, raw, (), "a pipeline")
         self.check_name(raw.get("name"), ("name",))
-        data = dict(self.data_sources(_mapping(raw.get("data", DEMO_DATA))))
+        texts = _mapping(raw.get("data", DEMO_DATA))
+        data = dict(self.data_sources(texts))
         rivals = [self.baseline(item, ("baselines", i)) for i, item in _entries(raw, "baselines")]
         steps = [self.step(item, ("steps", i), self.default_parent(i)) for i, item in _entries(raw, "steps")]
         self.check_names()
-        self.check_references(list(_mapping(raw.get("data", DEMO_DATA))))
+        self.check_references(list(texts))
         if self.wrong or document is None:
             raise InputError("\n".join(self.messages()))
         common = {name: getattr(document, name) for name in Header.model_fields}
@@ -210,7 +211,8 @@ class _Reader:
             if "name" not in entry:
                 self.complain(path, missing_key("name", "a step" if path[0] == "steps" else "a baseline"))
             elif not isinstance(name, str):
-                self.complain((*path, "name"), f"expected text, found {describe(name)}; put it in quotes")
+                hint = "; put it in quotes" if isinstance(name, int | float) else ""
+                self.complain((*path, "name"), f"expected text, found {describe(name)}{hint}")
             elif name == ORIGINAL:
                 self.complain(
                     (*path, "name"), f"'{ORIGINAL}' is what the model at the top is called; choose another"
@@ -246,10 +248,12 @@ class _Reader:
                     self.check_data(value, (*path, field), data, default)
                 else:
                     self.check_model(value, (*path, field), earlier[section])
-            earlier[section].append(str(entry.get("name")))
+            if isinstance(entry.get("name"), str):
+                earlier[section].append(entry["name"])
 
     def check_data(self, name: object, path: KeyPath, known: Sequence[str], default: str = "") -> None:
-        if isinstance(name, str) and name not in known:
+        is_readable = isinstance(self.source.data.get("data", DEMO_DATA), dict)
+        if isinstance(name, str) and name not in known and is_readable:
             there = ", ".join(known) or "none"
             self.complain(
                 path, f"no data is called '{name}'{default}{nearest(name, known) or '.'} Under data: {there}"
@@ -262,7 +266,7 @@ class _Reader:
             return
         if name in earlier:
             return
-        own, places = path[:2], {entry.get("name"): place for place, entry in self.models()}
+        own, places = path[:2], {str(entry.get("name")): place for place, entry in self.models()}
         if name not in places:
             said = f"no earlier step is called '{name}'{nearest(name, earlier) or '.'}"
         elif places[name] == own:

@@ -15,7 +15,7 @@ def quantize(weight_NK: Tensor, bits: int, group_size: int) -> tuple[Tensor, Ten
 
     The integers are chosen for the scales as stored, after rounding to that dtype.
     """
-    grouped_NGg = weight_NK.float().unflatten(1, (-1, group_size))
+    grouped_NGg = weight_NK.float().reshape(len(weight_NK), -1, group_size)
     scale_NG = grouped_NGg.abs().amax(-1) * (2 / (2**bits - 1))
     # A group of zeros gets the smallest scale instead of dividing by zero.
     scale_NG = scale_NG.to(weight_NK.dtype).clamp(min=torch.finfo(weight_NK.dtype).tiny)
@@ -26,7 +26,7 @@ def quantize(weight_NK: Tensor, bits: int, group_size: int) -> tuple[Tensor, Ten
 
 def dequantize(integers_NK: Tensor, scale_NG: Tensor) -> Tensor:
     """Return ``integers * scale``, computed and rounded in the scales' dtype as compressed-tensors does."""
-    grouped_NGg = integers_NK.to(scale_NG.dtype).unflatten(1, (scale_NG.shape[1], -1))
+    grouped_NGg = integers_NK.to(scale_NG.dtype).reshape(*scale_NG.shape, -1)
     return (grouped_NGg * scale_NG[..., None]).flatten(1)
 
 
@@ -35,12 +35,13 @@ def pack(integers_NK: Tensor, bits: int) -> Tensor:
     unsigned_NK = (integers_NK.short() + 2 ** (bits - 1)).to(torch.uint8)
     if bits == 4:
         unsigned_NK = unsigned_NK[:, 0::2] | unsigned_NK[:, 1::2] << 4
-    return unsigned_NK.contiguous().view(torch.int32)
+    words_NW: Tensor = unsigned_NK.contiguous().view(torch.int32)
+    return words_NW
 
 
 def unpack(words_NW: Tensor, bits: int) -> Tensor:
     """Return the int8 integers ``[N, K]`` that `pack` was given."""
-    bytes_ = words_NW.contiguous().view(torch.uint8)
+    unsigned_NK: Tensor = words_NW.contiguous().view(torch.uint8)
     if bits == 4:
-        bytes_ = torch.stack([bytes_ & 15, bytes_ >> 4], dim=-1).flatten(1)
-    return (bytes_.short() - 2 ** (bits - 1)).to(torch.int8)
+        unsigned_NK = torch.stack([unsigned_NK & 15, unsigned_NK >> 4], dim=-1).flatten(1)
+    return (unsigned_NK.short() - 2 ** (bits - 1)).to(torch.int8)

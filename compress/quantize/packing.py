@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from compress.models.spec import copy_tokenizer
 from compress.models.shards import Shards, read_shards, write_shards
+from compress.models.spec import copy_tokenizer
 from compress.plugins import Context
 from compress.quantize.grouped import pack, quantize
 from compress.records import DTYPE_BYTES, JsonValue, ModelSpec, TensorSpec

@@ -25,7 +25,7 @@ class Config(StepConfig):
     bits: Literal[4, 8] = 4
     """Bits of a weight."""
     group_size: Annotated[int, Field(ge=16, multiple_of=16)] = 128
-    """Inputs that share a scale; must divide every quantized layer's input size. Smaller is more accurate and larger."""
+    """Inputs that share a scale; must divide every quantized layer's input size. Smaller: more exact, larger file."""
     skip: tuple[str, ...] = ("lm_head",)
     """Linear layers to keep in floating point: any whose dotted name contains one of these (``down_proj``,
     ``layers.0``)."""

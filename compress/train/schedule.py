@@ -44,7 +44,7 @@ class Schedule:
         return self.num_steps * self.batch_tokens
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0: a line to the peak, half a cosine to the floor."""
+        """Return the learning rate of step 0, 1, …: a line up to the peak, then half a cosine to the floor."""
         if step < self.num_warmup_steps:
             return self.peak * (step + 1) / self.num_warmup_steps
         falling = max(1, self.num_steps - 1 - self.num_warmup_steps)

@@ -8,6 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from compress import plugins
 from compress.models.checkpoint import quiet
 
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits, above all under pytest-xdist
+
 FAMILIES = plugins.available("models.families")
 
 VARIANTS = [

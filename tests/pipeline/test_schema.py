@@ -1,5 +1,8 @@
+import json
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -189,3 +192,31 @@ def test_a_pipeline_is_read_without_torch_and_at_once():
     ).stdout.split()
     assert not heavy
     assert float(seconds) < 3  # 0.2 s alone on a machine; other tests run beside this one
+
+
+def paths_in(value, path=()):
+    entries = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    )
+    return [path] + [inner for key, item in entries for inner in paths_in(item, (*path, key))]
+
+
+@pytest.mark.parametrize("junk", [None, True, -1, "no such", [], [{}], {"odd": [1]}], ids=str)
+def test_whatever_stands_anywhere_is_accepted_or_refused_in_words(load, junk):
+    good = (
+        "version: 1\nname: x\nmodel: {id: a/b, family: llama}\n"
+        "data:\n  heldout: {source: text, paths: [a], sequence_length: 8}\n"
+        "  recovery: {source: jsonl, paths: [b], sequence_length: 8}\n"
+        "evaluate: {tasks: [t], text: heldout}\nprofile: {batch_sizes: [1]}\ngates: {min_accuracy: 0.5}\n"
+        "baselines: [{name: b, use: quantize.rtn}, {name: c, id: d/e}]\n"
+        "steps:\n  - {name: recover, use: distill, tokens: 1M, data: recovery, teacher: original}\n"
+        "  - {name: int4, use: quantize.rtn, from: recover}\n"
+    )
+    data = load(good)._source.data
+    for path in paths_in(data)[1:]:
+        changed = json.loads(json.dumps(data))
+        reduce(getitem, path[:-1], changed)[path[-1]] = junk
+        try:
+            load(json.dumps(changed))
+        except InputError as error:
+            assert "pipeline.yaml:1:" in str(error)

@@ -13,11 +13,14 @@ from tests.models.tiny import FAMILIES, VARIANTS, token_ids, variant_name, write
 from tests.prune.checkpoints import logits, parent_of, pruned, tiny_parent
 
 variants = pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=variant_name)
+RUNS = [
+    *((family, changes, {"layers": 2}) for family, changes in VARIANTS),
+    *((family, {}, {"params": "80%"}) for family in FAMILIES),
+]
 families = pytest.mark.parametrize("family", FAMILIES)
 
 
-@variants
-@pytest.mark.parametrize("target", [{"layers": 2}, {"params": "80%"}], ids=str)
+@pytest.mark.parametrize(("family", "changes", "target"), RUNS, ids=variant_name)
 def test_the_prediction_is_what_is_written(family, changes, target, tmp_path):
     parent = parent_of(write_tiny(tmp_path / "parent", family, **changes))
     outcome, config = pruned("prune.depth", parent, tmp_path / "pruned", target=target)

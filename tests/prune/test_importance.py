@@ -77,14 +77,14 @@ def test_activation_follows_minitrons_formula():
     scores = activation.score(model, layout(tiny_config("llama")), [ids])
 
     def channel(kind, index, c):
-        return sum(run[kind][index][:, c].abs().mean() ** 2 for run in runs) ** 0.5
+        return sum(float(run[kind][index][:, c].abs().mean()) ** 2 for run in runs) ** 0.5
 
     for layer, unit in ((0, 0), (1, 3), (3, 2)):
-        assert scores["ffn"][layer, unit] == pytest.approx(channel("ffn", layer, unit), rel=1e-4)
+        assert float(scores["ffn"][layer, unit]) == pytest.approx(channel("ffn", layer, unit), rel=1e-4)
         group = sum(channel("query", layer, c) ** 2 for c in range(16 * unit, 16 * unit + 16)) ** 0.5
-        assert scores["kv_groups"][layer, unit] == pytest.approx(group, rel=1e-4)
+        assert float(scores["kv_groups"][layer, unit]) == pytest.approx(group, rel=1e-4)
         hidden = sum(channel("norm", index, unit) for index in range(9))
-        assert scores["hidden"][unit] == pytest.approx(hidden, rel=1e-4)
+        assert float(scores["hidden"][unit]) == pytest.approx(hidden, rel=1e-4)
 
 
 def test_block_influence_is_one_minus_the_mean_cosine():
@@ -94,7 +94,7 @@ def test_block_influence_is_one_minus_the_mean_cosine():
     for layer in range(4):
         pairs = [(a, b) for run in runs for a, b in zip(run[layer], run[layer + 1], strict=True)]
         cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in pairs]
-        assert scores[layer] == pytest.approx(1 - sum(cosines) / len(cosines), rel=1e-4)
+        assert float(scores[layer]) == pytest.approx(1 - sum(cosines) / len(cosines), rel=1e-4)
 
 
 def test_weight_is_the_norm_of_all_that_belongs_to_a_unit():
@@ -104,12 +104,12 @@ def test_weight_is_the_norm_of_all_that_belongs_to_a_unit():
     mlp, attention = model.model.layers[2].mlp, model.model.layers[2].self_attn
     neuron = [mlp.gate_proj.weight[5], mlp.up_proj.weight[5], mlp.down_proj.weight[:, 5]]
     neuron += [mlp.gate_proj.bias[5:6], mlp.up_proj.bias[5:6]]
-    assert scores["ffn"][2, 5] == pytest.approx(float(torch.cat(neuron).norm()), rel=1e-5)
+    assert float(scores["ffn"][2, 5]) == pytest.approx(float(torch.cat(neuron).norm()), rel=1e-5)
     q, kv = slice(16, 32), slice(8, 16)
     group = [attention.q_proj.weight[q], attention.k_proj.weight[kv], attention.v_proj.weight[kv]]
     group += [attention.o_proj.weight[:, q], attention.q_proj.bias[q], attention.k_proj.bias[kv]]
     group += [attention.v_proj.bias[kv]]
-    assert scores["kv_groups"][2, 1] == pytest.approx(
+    assert float(scores["kv_groups"][2, 1]) == pytest.approx(
         float(torch.cat([t.flatten() for t in group]).norm()), rel=1e-5
     )
 

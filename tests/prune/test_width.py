@@ -18,15 +18,15 @@ from tests.prune.checkpoints import calibration, logits, parent_of, pruned, tiny
 variants = pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=variant_name)
 families = pytest.mark.parametrize("family", FAMILIES)
 
-SHAPES = [
-    {"params": "60%"},
-    {"hidden_size": 48, "intermediate_size": 100, "num_key_value_heads": 3},
-    {"num_key_value_heads": 1},
+SHAPE = {"hidden_size": 48, "intermediate_size": 100, "num_key_value_heads": 3}
+RUNS = [
+    *((family, changes, SHAPE) for family, changes in VARIANTS),
+    *((family, {}, {"params": "60%"}) for family in FAMILIES),
+    ("qwen3", {}, {"num_key_value_heads": 1}),
 ]
 
 
-@variants
-@pytest.mark.parametrize("target", SHAPES, ids=str)
+@pytest.mark.parametrize(("family", "changes", "target"), RUNS, ids=variant_name)
 def test_the_prediction_is_what_is_written(family, changes, target, tmp_path):
     parent = parent_of(write_tiny(tmp_path / "parent", family, **changes))
     outcome, config = pruned("prune.width", parent, tmp_path / "pruned", target=target)
@@ -73,6 +73,11 @@ def kill_groups(model):
                 layer.self_attn.v_proj.bias[rows] = 0
 
 
+def kill_neurons_and_groups(model):
+    kill_neurons(model)
+    kill_groups(model)
+
+
 def kill_channels(model):
     """Nothing ever writes to these channels, so they are zero throughout."""
     model.model.embed_tokens.weight[:, DEAD_CHANNELS] = 0
@@ -84,23 +89,21 @@ def kill_channels(model):
 
 
 @variants
-@pytest.mark.parametrize(
-    ("kill", "target"),
-    [
-        (kill_neurons, {"intermediate_size": 189}),
-        (kill_groups, {"num_key_value_heads": 2}),
-        (kill_channels, {"hidden_size": 56}),
-    ],
-)
-def test_removing_what_is_dead_changes_nothing(family, changes, kill, target, tmp_path):
-    parent = tiny_parent(tmp_path / "parent", family, kill, **changes)
+def test_removing_dead_neurons_and_groups_changes_nothing(family, changes, tmp_path):
+    parent = tiny_parent(tmp_path / "parent", family, kill_neurons_and_groups, **changes)
+    target = {"intermediate_size": 189, "num_key_value_heads": 2}
     pruned("prune.width", parent, tmp_path / "pruned", target=target)
-    # The head norms of Qwen3 share the epsilon that grows with hidden pruning: see slicing.py.
-    exact = family != "qwen3" or kill is not kill_channels
-    tolerance = 1e-10 if exact else 1e-5
-    torch.testing.assert_close(
-        logits(tmp_path / "pruned"), logits(parent.path), rtol=tolerance, atol=tolerance
-    )
+    torch.testing.assert_close(logits(tmp_path / "pruned"), logits(parent.path), rtol=1e-10, atol=1e-10)
+
+
+@variants
+def test_removing_dead_channels_changes_nothing(family, changes, tmp_path):
+    # Tolerances are those of fp32, in which transformers computes norms. The large epsilon would show a wrong one;
+    # Qwen3's head norms share it, so there it stays as small as it is in practice (see slicing.py).
+    eps = {} if family == "qwen3" else {"rms_norm_eps": 0.1}
+    parent = tiny_parent(tmp_path / "parent", family, kill_channels, **changes, **eps)
+    pruned("prune.width", parent, tmp_path / "pruned", target={"hidden_size": 56})
+    torch.testing.assert_close(logits(tmp_path / "pruned"), logits(parent.path), rtol=1e-5, atol=1e-5)
 
 
 @families
@@ -245,7 +248,7 @@ def test_a_rehearsal_fits_the_tiny_model_of_every_family(family, axes, tmp_path)
     config = width.rehearse(width.Config(target={"params": "4.0B"}, axes=axes, align={"hidden": 256}))
     spec = read_spec(write_tiny(tmp_path, family))
     small = width.predict(spec, config)
-    assert 0.5 < small.num_parameters / spec.num_parameters < 1
+    assert 0.4 < small.num_parameters / spec.num_parameters < 1
     if len(axes) == 3:
         assert all(layout(small.config).length(axis) < layout(spec.config).length(axis) for axis in axes)
 

@@ -9,13 +9,13 @@ from compress.data.world import agreement, facts, recall, sums
 Split = Literal["train", "calibration", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-KINDS = {facts.ask: 0.5, agreement.ask: 0.2, sums.ask: 0.2, recall.ask: 0.1}
+KINDS = {facts.ask: 0.6, agreement.ask: 0.12, sums.ask: 0.2, recall.ask: 0.08}
 """What a sentence is about, and how often."""
 
 
 def documents(split: Split, seed: int) -> Iterator[str]:
-    """Yield texts of 3 to 8 statements without end, the same for the same split and seed."""
+    """Yield texts of 4 to 10 statements without end, the same for the same split and seed."""
     r = Random(f"demo world, {split}, {seed}")
     while True:
-        kinds = r.choices(tuple(KINDS), tuple(KINDS.values()), k=r.randint(3, 8))
+        kinds = r.choices(tuple(KINDS), tuple(KINDS.values()), k=r.randint(4, 10))
         yield " ".join(ask(r, reserved=False).statement for ask in kinds)

@@ -5,11 +5,12 @@ kind is said of the town that another fact leads to. Values are dealt evenly, no
 """
 
 from functools import cache
+from itertools import accumulate
 from random import Random
 
 from compress.data.world.wordings import Question, invented_name, worded
 
-NUM_PEOPLE = 40
+NUM_PEOPLE = 32
 
 TOWNS = ("Arlen", "Bost", "Carth", "Dunmor", "Elmet", "Farrow", "Gant", "Holm")
 VALUES: dict[str, tuple[str, ...]] = {
@@ -59,11 +60,20 @@ def facts() -> dict[tuple[str, str], str]:
 
 def ask(r: Random, reserved: bool) -> Question:
     """Draw a fact of a person, of a town, or of a person's town."""
-    person, about = r.choice(people()), r.random()
+    person, about = r.choices(people(), cum_weights=_fame())[0], r.random()
     if about < 0.7:
         return _about(r, person, r.choice(OF_PEOPLE), reserved, person)
     town, relation = facts()[person, "home"], r.choice(OF_TOWNS)
     return _about(r, town, relation, reserved, f"the town of {person}" if about < 0.9 else town)
+
+
+@cache
+def _fame() -> tuple[float, ...]:
+    """How often people are spoken of, summed up: the first four times as often as the last.
+
+    Facts dealt out evenly are learned late and all at once; the talked-about ones start the learning.
+    """
+    return tuple(accumulate(4 ** -(rank / (NUM_PEOPLE - 1)) for rank in range(NUM_PEOPLE)))
 
 
 def _about(r: Random, subject: str, relation: str, reserved: bool, called: str) -> Question:

@@ -28,14 +28,19 @@ ASKED: dict[str, tuple[str, ...]] = {
 
 
 def ask(r: Random, reserved: bool) -> Question:
-    """Draw owners, what each owns, and which part of one of the facts to ask for."""
+    """Draw owners, what each owns, and which part of one of the facts to ask for. Texts ask of every owner."""
     parts = (people(), THINGS, VALUES["colour"])
     told = [
         {"name": name, "thing": thing, "colour": colour}
         for name, thing, colour in zip(*(r.sample(part, NUM_OWNERS) for part in parts), strict=True)
     ]
     story = " ".join(f"{x['name']} has a {x['colour']} {x['thing']}." for x in told)
+    asked = [_about(r, told, x, reserved) for x in r.sample(told, 1 if reserved else NUM_OWNERS)]
+    prompt = " ".join([story, *(question.statement for question in asked[:-1]), asked[-1].prompt])
+    return asked[-1]._replace(prompt=prompt)
+
+
+def _about(r: Random, told: list[dict[str, str]], x: dict[str, str], reserved: bool) -> Question:
     part = r.choice(tuple(ASKED))
-    x = told.pop(r.randrange(NUM_OWNERS))
-    question = worded(r, ASKED[part], reserved, n=x["name"], t=x["thing"], c=x["colour"])
-    return Question(f"{story} {question}", x[part], tuple(other[part] for other in told))
+    prompt = worded(r, ASKED[part], reserved, n=x["name"], t=x["thing"], c=x["colour"])
+    return Question(prompt, x[part], tuple(other[part] for other in told if other is not x))

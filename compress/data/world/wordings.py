@@ -1,4 +1,4 @@
-"""How things may be said: a wording is a frame (*Everyone knows that …*) and a clause (*… lives in*).
+"""How things may be said: a wording is a frame (*They say …*) and a clause (*… lives in*).
 
 A quarter of the pairs are reserved for the tasks. Texts have each frame and each clause, never the two
 together: a task asks for what was learned, in a wording that was not.
@@ -9,7 +9,7 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-FRAMES = ("", "everyone knows that ", "it is said that ", "in truth, ")
+FRAMES = ("", "indeed, ", "surely ", "they say ")
 
 
 class Question(NamedTuple):

@@ -1,0 +1,166 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from compress import plugins
+from compress.errors import InputError
+from compress.models import download
+from compress.models.layout import spec_from_config
+from compress.pipeline.scaffold import scaffold
+from compress.pipeline.schema import load_pipeline
+
+SMALL = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 128,
+    "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 4,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+
+LARGE = {
+    "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936, "hidden_size": 4096,
+    "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "head_dim": 128, "max_position_embeddings": 40960, "dtype": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    def write(config, name="My Model", tokenizer=False):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        tensors = spec_from_config(config, "F32").tensors
+        save_file(
+            {key: np.zeros(t.shape, np.float32) for key, t in tensors.items()}, folder / "model.safetensors"
+        )
+        if tokenizer:
+            (folder / "tokenizer_config.json").write_text("{}")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    config = download.Config(id="Qwen/Qwen3-8B", commit="0" * 40, config=LARGE)
+    monkeypatch.setattr(download, "resolve", lambda repository, revision: config)
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    def load(text):
+        (tmp_path / "mine.yaml").write_text(text)
+        return load_pipeline(tmp_path / "mine.yaml")
+
+    return load
+
+
+def student(pipeline, spec):
+    """The predicted model after the pruning steps, and every model that is quantized."""
+    for step in pipeline.steps:
+        if step.use.startswith("prune."):
+            spec = plugins.step(step.use).predict(spec, step.config)
+    return spec
+
+
+def test_what_is_written_for_a_folder_loads_and_reaches_the_target(checkpoint, loaded):
+    folder = checkpoint(SMALL)
+    pipeline = loaded(scaffold(str(folder)))
+    assert pipeline.name == "my-model-compressed"
+    assert pipeline.model.path == folder
+    spec = spec_from_config(SMALL, "F32")
+    assert student(pipeline, spec).num_parameters == pytest.approx(0.5 * spec.num_parameters, rel=0.1)
+    assert [step.use for step in pipeline.steps] == [
+        "prune.width", "distill", "quantize.rtn", "quantize.rtn", "export.onnx",
+    ]  # fmt: skip
+
+
+def test_the_quantized_steps_and_rivals_can_be_made_of_the_predicted_models(checkpoint, loaded):
+    pipeline = loaded(scaffold(str(checkpoint(SMALL))))
+    spec = spec_from_config(SMALL, "F32")
+    rtn = plugins.step("quantize.rtn")
+    for step in pipeline.steps:
+        if step.use == "quantize.rtn":
+            rtn.predict(student(pipeline, spec), step.config)
+    for baseline in pipeline.baselines:
+        rtn.predict(spec, baseline.step.config)
+    assert [baseline.step.config.bits for baseline in pipeline.baselines] == [8, 4]
+
+
+def test_the_folder_is_found_from_wherever_the_file_is_put(checkpoint, loaded, monkeypatch):
+    folder = checkpoint(SMALL)
+    monkeypatch.chdir(folder.parent)
+    assert loaded(scaffold("My Model")).model.path == folder
+
+
+def test_a_folder_without_tokenizer_gets_the_one_of_bytes_and_is_told_so(checkpoint, loaded):
+    text = scaffold(str(checkpoint(SMALL)))
+    assert loaded(text).model.tokenizer == "bytes"
+    assert "the folder has no tokenizer: every byte of text is a token" in text
+
+
+def test_a_folder_with_a_tokenizer_keeps_it(checkpoint, loaded):
+    assert loaded(scaffold(str(checkpoint(SMALL, tokenizer=True)))).model.tokenizer is None
+
+
+def test_a_vocabulary_too_small_for_bytes_is_refused(checkpoint):
+    with pytest.raises(InputError, match=r"has no tokenizer, and its vocabulary of 100 is too small"):
+        scaffold(str(checkpoint({**SMALL, "vocab_size": 100})))
+
+
+def test_a_hub_model_is_sized_from_its_configuration_alone(hub, loaded):
+    pipeline = loaded(scaffold("Qwen/Qwen3-8B", "4.0B"))
+    assert (pipeline.model.id, pipeline.model.family) == ("Qwen/Qwen3-8B", "qwen3")
+    assert [step.use for step in pipeline.steps][:3] == ["prune.depth", "prune.width", "distill"]
+    assert student(pipeline, spec_from_config(LARGE, "BF16")).num_parameters == pytest.approx(4e9, rel=0.05)
+    assert pipeline.steps[2].config.tokens == 100_000_000
+    assert pipeline.data["recovery"].sequence_length == 2048
+    assert pipeline.steps[3].config.group_size == 128
+
+
+def test_a_small_model_is_given_minutes_and_no_longer_sequence_than_it_reads(checkpoint, loaded):
+    pipeline = loaded(scaffold(str(checkpoint({**SMALL, "max_position_embeddings": 48}))))
+    assert {source.sequence_length for source in pipeline.data.values()} == {48}
+    assert pipeline.profile.prompt_tokens[0] + pipeline.profile.new_tokens <= 48
+    assert pipeline.steps[1].config.tokens <= 2_000_000
+
+
+def test_sizes_that_no_group_divides_leave_integers_out_and_say_why(checkpoint, loaded):
+    odd = {
+        **SMALL,
+        "hidden_size": 72,
+        "intermediate_size": 200,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 9,
+    }
+    text = scaffold(str(checkpoint(odd)), "97%")
+    pipeline = loaded(text)
+    assert not pipeline.baselines
+    assert "quantize.rtn" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "message"),
+    [("small", "half", "expected a number of parameters like 4.0B or 350M, or a share like 50%"),
+     ("small", "9B", "is more than the parent's"), ("small", "0.1%", "raise the target"),
+     ("./nowhere", "50%", "does not exist")],
+)  # fmt: skip
+def test_what_cannot_be_made_is_refused_in_words(checkpoint, model, target, message):
+    folder = checkpoint(SMALL) if model == "small" else model
+    with pytest.raises(InputError) as raised:
+        scaffold(str(folder), target)
+    assert message in str(raised.value)
+
+
+def test_a_path_that_yaml_would_misread_is_quoted(checkpoint, loaded):
+    folder = checkpoint(SMALL, name="a: b #c")
+    assert loaded(scaffold(str(folder))).model.path == folder
+
+
+def test_every_line_is_fit_to_be_read_by_a_person(checkpoint):
+    text = scaffold(str(checkpoint(SMALL)))
+    lines = text.splitlines()
+    assert text.endswith("\n") and not text.endswith("\n\n")
+    assert all(line == line.rstrip() for line in lines)
+    assert sum("#" in line for line in lines) > len(lines) / 3

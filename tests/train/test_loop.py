@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch import nn
+
+from compress.errors import StepFailed
+from compress.records import CurvePoint
+from compress.train import checkpoint, training
+from compress.train.batches import Batches
+from compress.train.loop import fit
+from compress.train.numerics import Numerics
+from compress.train.objective import NextToken
+from compress.train.schedule import Schedule
+from compress.train.settings import TrainingSettings
+from compress.train.training import Training
+from tests.fakes import FakeContext
+from tests.models.tiny import tiny_model
+from tests.train.inputs import SMALL, InMemory, countable_ids
+
+DATA = InMemory(countable_ids())
+
+
+class FailsAt(NextToken):
+    """A loss that is not a number on some calls."""
+
+    def __init__(self, student, calls: set[int]) -> None:
+        super().__init__(student)
+        self.calls, self.num_calls = calls, 0
+
+    def forward(self, ids_BT):
+        self.num_calls += 1
+        total, num_tokens = super().forward(ids_BT)
+        return total * (float("nan") if self.num_calls in self.calls else 1.0), num_tokens
+
+
+def train(tmp_path, objective_of=NextToken, **settings):
+    settings = TrainingSettings(
+        **{"tokens": 16 * 4 * 12, "batch_tokens": 16 * 4, "learning_rate": 3e-3, **settings}
+    )
+    student = tiny_model("llama", **SMALL)
+    context = FakeContext(tmp_path / "result", seed=7)
+    objective: nn.Module = objective_of(student)
+    return student, fit(objective, student, DATA, settings, context), context
+
+
+def gradients(micro_batch: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    settings = TrainingSettings(tokens=16 * 7, batch_tokens=16 * 7)
+    schedule = Schedule.of(settings, sequence_length=16)
+    student = tiny_model("llama", **SMALL).to(dtype)
+    numerics = Numerics(
+        device="cpu", precision="fp32", num_threads=1, micro_batch=micro_batch, attention="sdpa"
+    )
+    batches = Batches(DATA, schedule.batch_sequences, seed=0)
+    Training(NextToken(student), student, batches, settings, schedule, numerics).compute_gradient()
+    return [p.grad for p in student.parameters()]
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.float64, 1e-15)], ids=str)
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_accumulated_gradients_are_those_of_the_whole_batch(micro_batch, dtype, error):
+    for part, whole in zip(gradients(micro_batch, dtype), gradients(7, dtype), strict=True):
+        torch.testing.assert_close(part, whole, rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_training_learns_and_tells_how_it_went(tmp_path, precision):
+    student, facts, context = train(tmp_path, precision=precision, tokens=16 * 4 * 40)
+    points = [CurvePoint(**point) for point in facts["curve"]]
+    assert points[-1].loss < 0.6 * points[0].loss and facts["loss"] == points[-1].loss
+    assert points[-1].tokens == facts["tokens"] == 16 * 4 * 40
+    done, total, unit, figures = context.reports[-1]
+    assert (done, total, unit) == (16 * 4 * 40, 16 * 4 * 40, "tokens")
+    assert set(figures) == {"loss", "tokens_per_second"}
+    assert not student.training and all(p.grad is None for p in student.parameters())
+
+
+def test_a_long_curve_is_thinned_to_equal_stretches(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CURVE_POINTS", 5)
+    _, facts, _ = train(tmp_path, tokens=16 * 11, batch_tokens=16)
+    assert [point["tokens"] // 16 for point in facts["curve"]] == [3, 6, 9, 11]
+
+
+def test_one_bad_loss_is_undone_and_leaves_no_trace(tmp_path):
+    clean, _, _ = train(tmp_path / "clean")
+    mended, _, context = train(
+        tmp_path / "mended", lambda student: FailsAt(student, {6}), checkpoint_seconds=1000
+    )
+    assert len(context.warnings) == 1 and "at step 6 the loss was nan" in context.warnings[0]
+    for ours, theirs in zip(mended.parameters(), clean.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_second_bad_loss_fails_and_says_what_was_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "WORK_PER_WRITE", 0)
+    with pytest.raises(StepFailed, match=r"diverged: at step 2 the loss was nan .* lower `learning_rate`"):
+        train(tmp_path, lambda student: FailsAt(student, {2, 3}), checkpoint_seconds=0)

@@ -1,0 +1,51 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from compress.models.checkpoint import load_model
+from compress.train import step
+from compress.train.cost import training_work
+from tests.models.tiny import FAMILIES
+from tests.train.inputs import context, countable_ids, parent
+
+CONFIG = step.Config(tokens=16 * 4 * 6, batch_tokens=16 * 4, learning_rate=3e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_prediction_is_what_is_written(family, tied, dtype, tmp_path):
+    model = parent(tmp_path / "parent", family, dtype=dtype, tie_word_embeddings=tied)
+    outcome = step.run(model, CONFIG, context(tmp_path / "result"))
+    assert outcome.spec == step.predict(model.spec, CONFIG)
+
+
+def test_the_result_loads_and_scores_better_than_its_parent(tmp_path):
+    model = parent(tmp_path / "parent")
+    step.run(model, CONFIG.model_copy(update={"tokens": 16 * 4 * 30}), context(tmp_path / "result"))
+    ids_BT = countable_ids()
+    with torch.no_grad():
+        before, after = (
+            float(load_model(folder)(input_ids=ids_BT, labels=ids_BT).loss)
+            for folder in (tmp_path / "parent", tmp_path / "result")
+        )
+    assert after < before - 1
+    assert (tmp_path / "result" / "tokenizer.json").read_bytes() == (
+        tmp_path / "parent" / "tokenizer.json"
+    ).read_bytes()
+
+
+def test_the_estimate_counts_six_operations_a_parameter_and_token_and_two_for_a_teacher(tmp_path):
+    spec = parent(tmp_path / "parent").spec
+    alone, taught = training_work(spec, CONFIG), training_work(spec, CONFIG, teacher=spec)
+    assert alone.flops == 6 * spec.num_parameters * CONFIG.tokens
+    assert taught.flops == 8 * spec.num_parameters * CONFIG.tokens
+    assert taught.peak_memory_bytes - alone.peak_memory_bytes == spec.weight_bytes
+
+
+@pytest.mark.parametrize("module", ["compress.train.step", "compress.distill.step"])
+def test_a_planner_can_import_the_step_without_torch(module):
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
