@@ -8,13 +8,16 @@ from transformers import PreTrainedModel
 
 from compress.errors import InputError
 from compress.models.checkpoint import load_model, load_tokenizer
+from compress.models.device import default_device
+from compress.train.numerics import has_fast_bf16
 
 TOKENIZER = "tokenizer.json"
 
 
 def load_teacher(folder: Path, precision: Literal["auto", "bf16", "fp32"]) -> PreTrainedModel:
-    """Return the teacher in the dtype it is stored in, or in fp32 where that is the precision asked for."""
-    return load_model(folder, dtype=torch.float32 if precision == "fp32" else None)
+    """Return the teacher in the dtype it is stored in; in fp32 where that is asked for, or bf16 is slow."""
+    fast = precision != "fp32" and has_fast_bf16(default_device())
+    return load_model(folder, dtype=None if fast else torch.float32)
 
 
 def check_same_tokenizer(student: Path, teacher: Path) -> int:

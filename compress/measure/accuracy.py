@@ -69,13 +69,12 @@ def _paired(
 
 
 def _beside(measurement: Measurement, original: dict[str, float]) -> Measurement:
-    """Add the original's figure."""
+    """Add the original's figure: its accuracy on the task, or the mean over tasks."""
     task = measurement.labels.get("task")
-    if task is None:
-        value = sum(original.values()) / len(original) if original else None
-    else:
-        value = original.get(str(task))
-    return measurement if value is None else measurement.model_copy(update={"beside": {"original": value}})
+    own = list(original.values()) if task is None else [v for name, v in original.items() if name == task]
+    return (
+        measurement.model_copy(update={"beside": {"original": sum(own) / len(own)}}) if own else measurement
+    )
 
 
 def _changes(pairs: dict[str, tuple[list[bool], list[bool]]]) -> list[Measurement]:

@@ -65,7 +65,7 @@ def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:
     """Return the two-sided exact p-value that gains and losses are equally likely (McNemar 1947)."""
     gained, lost = disagreements(before, after)
     tail = sum(comb(gained + lost, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2 ** (gained + lost))
+    return min(1.0, 2 * tail / (1 << (gained + lost)))
 
 
 def disagreements(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:

@@ -1,15 +1,13 @@
 """Checkpoints from the Hugging Face hub: the files a model needs and no others, pinned to a commit."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from compress.errors import InputError
 from compress.models.layout import Config
 from compress.models.shards import INDEX
-from compress.models.spec import TOKENIZER_FILES
+from compress.models.spec import TOKENIZER_FILES, read_config
 
 FILES = ("*.safetensors", INDEX, "config.json", "generation_config.json", *TOKENIZER_FILES)
 
@@ -19,21 +17,21 @@ def fetch(id: str, revision: str) -> tuple[Path, str]:
 
     Raises `InputError` when the hub cannot be reached or does not give the model.
     """
-    from huggingface_hub import snapshot_download
-
-    with _explained(id, revision):
-        folder = Path(snapshot_download(id, revision=revision, allow_patterns=list(FILES)))
+    folder = _snapshot(id, revision, FILES)
     return folder, folder.name
 
 
 def fetch_config(id: str, revision: str) -> tuple[Config, str]:
     """Download only ``config.json``; return it and the commit it is at. Raises `InputError`."""
-    from huggingface_hub import hf_hub_download
+    folder = _snapshot(id, revision, ("config.json",))
+    return read_config(folder), folder.name
+
+
+def _snapshot(id: str, revision: str, files: Iterable[str]) -> Path:
+    from huggingface_hub import snapshot_download
 
     with _explained(id, revision):
-        path = Path(hf_hub_download(id, "config.json", revision=revision))
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config, path.parent.name
+        return Path(snapshot_download(id, revision=revision, allow_patterns=list(files)))
 
 
 @contextmanager
@@ -54,7 +52,5 @@ def _explained(id: str, revision: str) -> Iterator[None]:
         raise InputError(f"'{id}' has no revision '{revision}'") from error
     except errors.HFValidationError as error:
         raise InputError(f"'{id}' is neither a folder nor a hub name like 'owner/model'") from error
-    except errors.RemoteEntryNotFoundError as error:
-        raise InputError(f"'{id}' has no config.json: it is no transformers model") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:
         raise InputError(f"'{id}' is not cached and the hub cannot be reached: go online, {local}") from error

@@ -61,7 +61,7 @@ def complaints(
     for path, wanted in expected.items():
         value = _at(data, path)
         choices = re.findall(r"'([^']*)'", " ".join(wanted))
-        hint = nearest(value, choices) if isinstance(value, str) else ""
+        hint = nearest(value, choices).removesuffix(".") if isinstance(value, str) else ""
         yield path, f"expected {' or '.join(dict.fromkeys(wanted))}, found {describe(value)}{hint}"
 
 
@@ -72,7 +72,7 @@ def keys_of(model: type[BaseModel]) -> list[str]:
 
 def unknown_key(key: str, owner: str, allowed: Sequence[str]) -> str:
     """Return the message for a key that does not exist."""
-    return f"'{key}' is not a key of {owner}{nearest(key, allowed) or '.'} Allowed: {', '.join(allowed)}"
+    return f"'{key}' is not a key of {owner}{nearest(key, allowed)} Allowed: {', '.join(allowed)}"
 
 
 def missing_key(key: str, owner: str, purpose: str | None = None) -> str:

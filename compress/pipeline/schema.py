@@ -187,10 +187,8 @@ class _Reader:
             self.complain(path, f"{missing_key(key, what)}. Allowed: {', '.join(allowed)}")
         elif name not in allowed:
             found = f"'{name}'" if isinstance(name, str) else describe(name)
-            hint = nearest(name, allowed) if isinstance(name, str) else ""
-            self.complain(
-                (*path, key), f"{what} cannot be {found}{hint or '.'} Allowed: {', '.join(allowed)}"
-            )
+            hint = nearest(name, allowed) if isinstance(name, str) else "."
+            self.complain((*path, key), f"{what} cannot be {found}{hint} Allowed: {', '.join(allowed)}")
         else:
             return str(name)
         return None
@@ -256,7 +254,7 @@ class _Reader:
         if isinstance(name, str) and name not in known and is_readable:
             there = ", ".join(known) or "none"
             self.complain(
-                path, f"no data is called '{name}'{default}{nearest(name, known) or '.'} Under data: {there}"
+                path, f"no data is called '{name}'{default}{nearest(name, known)} Under data: {there}"
             )
 
     def check_model(self, name: object, path: KeyPath, earlier: Sequence[str]) -> None:
@@ -268,7 +266,7 @@ class _Reader:
             return
         own, places = path[:2], {str(entry.get("name")): place for place, entry in self.models()}
         if name not in places:
-            said = f"no earlier step is called '{name}'{nearest(name, earlier) or '.'}"
+            said = f"no earlier step is called '{name}'{nearest(name, earlier)}"
         elif places[name] == own:
             said = "a step cannot build on itself."
         elif places[name][0] != own[0]:

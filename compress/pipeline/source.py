@@ -165,7 +165,7 @@ def _index(container: Any, part: str, path: KeyPath, override: str) -> str | int
         return int(part)
     known = [name for name in names if isinstance(name, str)]
     allowed = [*known, *map(str, range(len(container)))]
-    hint = nearest(part, known) or "."
+    hint = nearest(part, known)
     raise InputError(
         f"--set {override}: {here} has no '{part}'{hint} Allowed: {', '.join(allowed) or 'it is empty'}"
     )

@@ -5,6 +5,7 @@ the weight's dtype) and ``x.weight_shape``; everything else as it was. ``config.
 """
 
 from collections.abc import Iterable, Sequence
+from math import gcd
 from typing import Any
 
 from compress.errors import InputError, nearest
@@ -40,13 +41,15 @@ def chosen_modules(spec: ModelSpec, skip: Sequence[str]) -> list[str]:
 def packed_spec(spec: ModelSpec, bits: int, group_size: int, modules: Iterable[str]) -> ModelSpec:
     """Return the model with those layers packed. Raises `InputError` when groups do not fill a layer's input."""
     chosen = set(modules)
+    linear = linear_modules(spec)
+    _check_groups({name: linear[name] for name in sorted(chosen)}, group_size)
     tensors: dict[str, TensorSpec] = {}
     for name, tensor in spec.tensors.items():
         if name.removesuffix(".weight") in chosen:
             tensors |= _packed_tensors(name, tensor, bits, group_size)
         else:
             tensors[name] = tensor
-    ignored = sorted({*linear_modules(spec), HEAD} - chosen)
+    ignored = sorted({*linear, HEAD} - chosen)
     config = {**spec.config, "quantization_config": quantization_config(bits, group_size, ignored)}
     return spec.model_copy(update={"config": config, "tensors": tensors})
 
@@ -81,17 +84,22 @@ def packing_of(config: dict[str, Any]) -> tuple[int, int]:
 
 def _packed_tensors(name: str, weight: TensorSpec, bits: int, group_size: int) -> dict[str, TensorSpec]:
     num_outputs, num_inputs = weight.shape
-    if num_inputs % group_size:
-        sizes = ", ".join(str(size) for size in (256, 128, 64, 32, 16) if num_inputs % size == 0)
-        raise InputError(
-            f"group_size: {group_size} does not divide the {num_inputs} inputs of {name}. "
-            f"Sizes that do: {sizes or 'none that is a multiple of 16'}"
-        )
     return {
         f"{name}_packed": TensorSpec(shape=(num_outputs, num_inputs * bits // 32), dtype="I32"),
         f"{name}_scale": TensorSpec(shape=(num_outputs, num_inputs // group_size), dtype=weight.dtype),
         f"{name}_shape": TensorSpec(shape=(2,), dtype="I64"),
     }
+
+
+def _check_groups(weights: dict[str, TensorSpec], group_size: int) -> None:
+    for name, weight in weights.items():
+        if weight.shape[1] % group_size:
+            common = gcd(*(weight.shape[1] for weight in weights.values()))
+            fitting = ", ".join(str(size) for size in (256, 128, 64, 32, 16) if common % size == 0)
+            raise InputError(
+                f"group_size: {group_size} does not divide the {weight.shape[1]} inputs of {name}. "
+                f"Sizes that divide every quantized layer: {fitting or 'none; skip the layers that do not fit'}"
+            )
 
 
 def _contains(module: str, entry: str) -> bool:

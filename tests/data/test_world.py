@@ -13,7 +13,7 @@ CLAUSES = {
     "world_facts": list(facts.CLAUSES.values()),
     "world_agreement": [agreement.CLAUSES],
     "world_sums": [sums.PLUS, sums.MINUS, sums.THREE],
-    "world_recall": list(recall.ASKED.values()),
+    "world_recall": [recall.AGAIN],
 }
 
 

@@ -1,14 +1,8 @@
-"""A tiny random Llama with a byte tokenizer, as a folder and opened."""
-
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from compress.backends.opening import open_artifact
-from compress.data import tokenizer as tokenizers
-from compress.models.checkpoint import load_tokenizer, quiet
-from compress.records import Artifact
-from tests.fakes import FakeContext
+from compress.models.checkpoint import load_tokenizer
+from tests.meters.tiny_llama import write_llama
 
 
 @pytest.fixture(scope="session")
@@ -24,24 +18,3 @@ def tokenizer(llama):
 @pytest.fixture(scope="session")
 def backend(llama):
     return open_artifact(llama)
-
-
-def write_llama(folder, seed) -> Artifact:
-    tokenizers.run(None, tokenizers.Config(kind="bytes"), FakeContext(folder))
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=96,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        initializer_range=0.2,
-    )
-    with quiet():
-        LlamaForCausalLM(config).save_pretrained(folder)
-    return Artifact(key=f"llama {seed}", kind="hf", path=folder)

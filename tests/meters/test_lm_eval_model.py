@@ -53,38 +53,52 @@ def test_log_likelihoods_equal_a_slow_reference(lm, llama, tokenizer):
     with torch.no_grad():
         log_probs_TV = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     start = len(tokenizer("One")["input_ids"])
-    assert answer[0] == pytest.approx(sum(float(log_probs_TV[t - 1, ids[t]]) for t in range(start, len(ids))), abs=1e-4)
+    assert answer[0] == pytest.approx(
+        sum(float(log_probs_TV[t - 1, ids[t]]) for t in range(start, len(ids))), abs=1e-4
+    )
 
 
-def test_what_greedy_decoding_writes_is_marked(lm, tokenizer):
-    (text,) = lm.generate(["Once"], {"max_gen_toks": 1})
-    if not text.isascii() or not text.strip():
-        pytest.skip("the random model wrote no printable letter")
-    assert lm.loglikelihood(requests([("Once", text)]))[0][1]
+def test_what_greedy_decoding_writes_is_marked(lm):
+    prompts = [chr(letter) for letter in range(65, 123)]
+    written = zip(prompts, lm.generate(prompts, {"max_gen_toks": 1}), strict=True)
+    prompt, letter = next((prompt, text) for prompt, text in written if text.isalnum() and text.isascii())
+    other = "x" if letter != "x" else "y"
+    answers = lm.loglikelihood(requests([(prompt, letter), (prompt, other)]))
+    assert [greedy for _, greedy in answers] == [True, False]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_the_batch_size_does_not_matter(lm, backend, tokenizer, batch_size):
     other = BackendLM(backend, tokenizer, batch_size)
     expected = lm.loglikelihood(requests(PAIRS))
-    assert [p for p, _ in other.loglikelihood(requests(PAIRS))] == pytest.approx([p for p, _ in expected], abs=1e-4)
+    assert [p for p, _ in other.loglikelihood(requests(PAIRS))] == pytest.approx(
+        [p for p, _ in expected], abs=1e-4
+    )
 
 
 def test_the_size_of_a_chunk_does_not_matter(lm, monkeypatch):
     expected = lm.loglikelihood(requests(PAIRS))
     monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", 1)
-    assert [p for p, _ in lm.loglikelihood(requests(PAIRS))] == pytest.approx([p for p, _ in expected], abs=1e-4)
+    assert [p for p, _ in lm.loglikelihood(requests(PAIRS))] == pytest.approx(
+        [p for p, _ in expected], abs=1e-4
+    )
 
 
 def test_rolling_likelihoods_equal_those_of_lm_evals_own_model(lm, reference):
     texts = [("short",), ("a text far longer than the model reads at once " * 5,), ("<s>begins itself",)]
     ours = lm.loglikelihood_rolling(requests(texts))
-    assert ours == pytest.approx(reference.loglikelihood_rolling(requests(texts), disable_tqdm=True), rel=1e-4)
+    assert ours == pytest.approx(
+        reference.loglikelihood_rolling(requests(texts), disable_tqdm=True), rel=1e-4
+    )
 
 
 def test_written_answers_equal_those_of_lm_evals_own_model(lm, reference):
     settings = {"until": ["e"], "max_gen_toks": 12, "do_sample": False}
-    arguments = [("Once upon", settings), ("A", settings), ("The hounds", {"max_gen_toks": 5, "until": ["\n"]})]
+    arguments = [
+        ("Once upon", settings),
+        ("A", settings),
+        ("The hounds", {"max_gen_toks": 5, "until": ["\n"]}),
+    ]
     ours = lm.generate_until(requests(arguments))
     assert ours == reference.generate_until(requests(arguments), disable_tqdm=True)
 

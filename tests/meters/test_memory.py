@@ -2,13 +2,19 @@ import time
 
 import numpy as np
 
-from compress.meters.memory import AnonymousPeak, anonymous_bytes, fit_together, peak_resident_bytes, resident_bytes
+from compress.meters.memory import (
+    AnonymousPeak,
+    anonymous_bytes,
+    fit_together,
+    peak_resident_bytes,
+    resident_bytes,
+)
 from compress.records import Artifact, ModelSpec
 
 
 def test_the_peak_is_no_less_than_now():
     now = resident_bytes()
-    assert 0 < anonymous_bytes()
+    assert anonymous_bytes() > 0
     assert now <= peak_resident_bytes()
 
 

@@ -84,7 +84,7 @@ def test_a_file_that_is_not_there_is_told_with_the_nearest_that_is(tmp_path):
         InputError, match=r"quikstart\.yaml: there is no such file; did you mean 'quickstart\.yaml'\?"
     ):
         read_source(tmp_path / "quikstart.yaml")
-    with pytest.raises(InputError, match=r"there is no such file$"):
+    with pytest.raises(InputError, match=r"there is no such file\.$"):
         read_source(tmp_path / "nowhere" / "a.yaml")
 
 

@@ -54,9 +54,11 @@ def checkpoint_every_step(monkeypatch):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
-    torch.set_num_threads(1)
     model = parent(folder / "parent", attention_dropout=0.1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     step.run(model, CONFIG, context(folder / "result"))
+    torch.set_num_threads(threads)
     return model, payload(folder / "result")
 
 

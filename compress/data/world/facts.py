@@ -10,28 +10,36 @@ from random import Random
 
 from compress.data.world.wordings import Question, invented_name, worded
 
-NUM_PEOPLE = 32
+NUM_PEOPLE = 24
 
 TOWNS = ("Arlen", "Bost", "Carth", "Dunmor", "Elmet", "Farrow", "Gant", "Holm")
 VALUES: dict[str, tuple[str, ...]] = {
     "home": TOWNS,
     "work": ("baker", "smith", "teacher", "doctor", "farmer", "sailor", "weaver", "painter"),
     "pet": ("cat", "dog", "horse", "parrot", "turtle", "goat", "rabbit", "fox"),
-    "colour": ("red", "blue", "green", "yellow", "white", "black", "purple", "brown"),
     "food": ("bread", "soup", "cheese", "cake", "fish", "rice", "honey", "pears"),
     "river": ("Aven", "Brith", "Calder", "Dove"),
     "goods": ("salt", "wool", "glass", "iron"),
 }
 CLAUSES: dict[str, tuple[str, ...]] = {
-    "home": ("{s} lives in", "the home of {s} is in", "{s} has a house in"),
-    "work": ("{s} works as a", "the trade of {s} is that of a", "{s} earns a living as a"),
-    "pet": ("{s} keeps a", "the pet of {s} is a", "{s} takes good care of a"),
-    "colour": ("{s} likes the colour", "the favourite colour of {s} is", "{s} wears only"),
-    "food": ("{s} likes to eat", "the favourite food of {s} is", "{s} often cooks"),
-    "river": ("{s} lies on the river", "the river of {s} is the", "{s} has a bridge over the"),
-    "goods": ("{s} is known for its", "the pride of {s} is its", "people buy from {s} its"),
+    "home": ("{s} lives in", "the home of {s} is in", "{s} has a house in", "you can meet {s} in"),
+    "work": (
+        "{s} works as a",
+        "the trade of {s} is that of a",
+        "{s} earns a living as a",
+        "{s} was always a",
+    ),
+    "pet": ("{s} keeps a", "the pet of {s} is a", "{s} takes good care of a", "{s} feeds a"),
+    "food": ("{s} likes to eat", "the favourite food of {s} is", "{s} often cooks", "{s} never tires of"),
+    "river": (
+        "{s} lies on the river",
+        "the river of {s} is the",
+        "{s} has a bridge over the",
+        "{s} gets its water from the",
+    ),
+    "goods": ("{s} is known for its", "the pride of {s} is its", "people buy from {s} its", "{s} sells its"),
 }
-OF_PEOPLE = ("home", "work", "pet", "colour", "food")
+OF_PEOPLE = ("home", "work", "pet", "food")
 OF_TOWNS = ("river", "goods")
 
 

@@ -19,7 +19,7 @@ DEMO_TASKS: dict[str, float] = {
     "world_facts": 1 / 4,
     "world_agreement": 1 / 4,
     "world_sums": 1 / 4,
-    "world_recall": 1 / 3,
+    "world_recall": 1 / 4,
 }
 """The multiple-choice tasks, each with the accuracy of guessing."""
 TEXT_TASK = "world_text"

@@ -1,0 +1,97 @@
+"""Shapes: B sequences, T positions, V vocabulary."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from compress.distill.losses import forward_kl
+from compress.distill.objective import Distillation
+from compress.errors import InputError
+from compress.train import head
+from compress.train.objective import NextToken
+from tests.models.tiny import tiny_model, token_ids
+
+IDS_BT = token_ids()
+
+
+def models(dtype=torch.float64, **student_changes):
+    student = tiny_model("llama", seed=1, **student_changes).to(dtype)
+    return student, tiny_model("qwen3", seed=2).to(dtype)
+
+
+def distillation(student, teacher, temperature=1.0, label_weight=0.0, num_ids=259) -> Distillation:
+    return Distillation(student, teacher, forward_kl.divergence, temperature, label_weight, num_ids)
+
+
+def slow_loss(student, teacher, temperature, label_weight, vocabulary=259):
+    """The formula, on whole logits."""
+    student_BTV, teacher_BTV = (m(input_ids=IDS_BT).logits[:, :-1] for m in (student, teacher))
+    labels = functional.cross_entropy(student_BTV.flatten(0, 1), IDS_BT[:, 1:].flatten(), reduction="sum")
+    p_BTV = (teacher_BTV[..., :vocabulary] / temperature).softmax(-1)
+    q_BTV = (student_BTV[..., :vocabulary] / temperature).softmax(-1)
+    divergence = (p_BTV * (p_BTV / q_BTV).log()).sum()
+    return (1 - label_weight) * temperature**2 * divergence + label_weight * labels
+
+
+@pytest.mark.parametrize("label_weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_loss_and_gradients_are_those_of_the_formula(temperature, label_weight, monkeypatch):
+    monkeypatch.setattr(head, "TILE_BYTES", {"cpu": 4 * 259 * 20})
+    student, teacher = models()
+    total, num_tokens = distillation(student, teacher, temperature, label_weight)(IDS_BT)
+    expected = slow_loss(student, teacher, temperature, label_weight)
+    assert num_tokens == IDS_BT[:, 1:].numel()
+    # The teacher's output layer is kept in fp32.
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+    weights = list(student.parameters())
+    ours, theirs = torch.autograd.grad(total, weights), torch.autograd.grad(expected, weights)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
+
+
+def test_with_labels_only_the_loss_and_gradients_are_those_of_training_bit_for_bit():
+    student, teacher = models(torch.float32)
+    weights = list(student.parameters())
+    ours, theirs = (o(IDS_BT)[0] for o in (distillation(student, teacher, 1.0, 1.0), NextToken(student)))
+    assert torch.equal(ours, theirs)
+    pairs = zip(torch.autograd.grad(ours, weights), torch.autograd.grad(theirs, weights), strict=True)
+    assert all(torch.equal(our, their) for our, their in pairs)
+
+
+def test_a_teacher_like_the_student_leaves_nothing_to_learn():
+    student, teacher = (tiny_model("llama", seed=1) for _ in range(2))
+    total, _ = distillation(student, teacher)(IDS_BT)
+    total.backward()
+    assert abs(float(total)) < 1e-4
+    assert max(float(p.grad.abs().max()) for p in student.parameters()) < 1e-4
+
+
+def test_only_the_student_gets_gradients():
+    student, teacher = models(torch.float32)
+    distillation(student, teacher)(IDS_BT)[0].backward()
+    assert all(p.grad is None for p in teacher.parameters()) and not teacher.training
+    assert all(p.grad is not None for p in student.parameters())
+
+
+@pytest.mark.parametrize("student_ids", [259, 272])
+def test_padded_vocabularies_are_compared_by_id(student_ids):
+    student, _ = models(vocab_size=student_ids)
+    wide = tiny_model("qwen3", seed=2, vocab_size=264).double()
+    total, _ = distillation(student, wide)(IDS_BT)
+    expected = slow_loss(student, wide, 1.0, 0.0, vocabulary=min(student_ids, 264))
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_with_fewer_ids_than_the_tokenizer_is_refused():
+    with pytest.raises(InputError, match="tokenizer has 300 ids, but teacher or student only 259"):
+        distillation(*models(), num_ids=300)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_under_autocast_the_loss_is_close_to_the_exact_one(dtype):
+    student, teacher = models(torch.float32)
+    exact = float(slow_loss(student.double(), teacher.double(), 1.0, 0.0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _ = distillation(student.float(), teacher.to(dtype))(IDS_BT)
+    assert total.dtype == torch.float32
+    assert float(total) == pytest.approx(exact, rel=0.05)

@@ -1,0 +1,124 @@
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from compress.distill import step
+from compress.distill import teacher as teachers
+from compress.distill.losses.forward_kl import divergence
+from compress.distill.teacher import load_teacher
+from compress.errors import InputError
+from compress.models.checkpoint import load_model
+from compress.train import checkpoint
+from compress.train import step as train
+from tests.fakes import FakeContext, Stopped
+from tests.models.tiny import token_ids
+from tests.train.inputs import context, parent, payload, tokens
+
+SETTINGS = {"tokens": 16 * 4 * 8, "batch_tokens": 16 * 4, "learning_rate": 3e-3}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return parent(tmp_path_factory.mktemp("teacher"), "qwen3", seed=5)
+
+
+def mean_kl(student, teacher, ids_BT) -> float:
+    with torch.no_grad():
+        logits = [load_model(folder)(input_ids=ids_BT).logits.flatten(0, 1) for folder in (student, teacher)]
+        return float(divergence(*logits).mean())
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl"])
+def test_distillation_brings_the_student_closer_to_its_teacher_on_other_text(name, teacher, tmp_path):
+    student = parent(tmp_path / "student")
+    settings = {**SETTINGS, "tokens": 16 * 8 * 60, "batch_tokens": 16 * 8, "learning_rate": 1e-2}
+    config = step.Config(**settings, divergence=name)
+    inputs = context(tmp_path / "result", teacher=teacher)
+    inputs.inputs["data"] = tokens(tmp_path / "random", token_ids(num=200, length=16, seed=1))
+    outcome = step.run(student, config, inputs)
+    held_out_BT = token_ids(num=20, length=16, seed=2)
+    before, after = (mean_kl(tmp_path / name, teacher.path, held_out_BT) for name in ("student", "result"))
+    assert after < 0.8 * before
+    assert outcome.facts["curve"][-1]["loss"] < 0.8 * outcome.facts["curve"][0]["loss"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_prediction_is_what_is_written(dtype, teacher, tmp_path):
+    student = parent(tmp_path / "student", dtype=dtype)
+    config = step.Config(**SETTINGS, temperature=2.0, label_weight=0.5)
+    outcome = step.run(student, config, context(tmp_path / "result", teacher=teacher))
+    assert outcome.spec == step.predict(student.spec, config)
+
+
+def test_with_labels_only_the_result_is_that_of_training(teacher, tmp_path):
+    student = parent(tmp_path / "student")
+    config = step.Config(**SETTINGS, label_weight=1.0)
+    step.run(student, config, context(tmp_path / "distilled" / "result", teacher=teacher))
+    train.run(student, train.Config(**SETTINGS), context(tmp_path / "trained" / "result"))
+    assert payload(tmp_path / "distilled" / "result") == payload(tmp_path / "trained" / "result")
+
+
+def test_stopped_and_resumed_distillation_ends_in_the_same_bytes(teacher, tmp_path, monkeypatch):
+    class StopsAfterThree(FakeContext):
+        def progress(self, *arguments, **figures):
+            super().progress(*arguments, **figures)
+            self.stopping = len(self.reports) == 3
+
+    monkeypatch.setattr(checkpoint, "WORK_PER_WRITE", 0)
+    student = parent(tmp_path / "student")
+    config = step.Config(**SETTINGS, checkpoint_seconds=0)
+    step.run(student, config, context(tmp_path / "whole" / "result", teacher=teacher))
+    with pytest.raises(Stopped):
+        step.run(student, config, context(tmp_path / "cut" / "result", kind=StopsAfterThree, teacher=teacher))
+    step.run(student, config, context(tmp_path / "cut" / "result", teacher=teacher))
+    assert payload(tmp_path / "whole" / "result") == payload(tmp_path / "cut" / "result")
+
+
+def with_changed_tokenizer(folder, change):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    change(tokenizer)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(teacher, tmp_path):
+    def swap(tokenizer):
+        vocabulary = tokenizer["model"]["vocab"]
+        vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+
+    student = parent(tmp_path / "student")
+    with_changed_tokenizer(tmp_path / "student", swap)
+    with pytest.raises(InputError, match="of the student's 259 tokens, 2 have another id or none"):
+        step.run(student, step.Config(**SETTINGS), context(tmp_path / "result", teacher=teacher))
+
+
+def test_tokenizer_files_that_differ_in_no_id_are_the_same_tokenizer(teacher, tmp_path):
+    student = parent(tmp_path / "student")
+    with_changed_tokenizer(tmp_path / "student", lambda tokenizer: None)
+    assert (tmp_path / "student" / "tokenizer.json").read_bytes() != (
+        teacher.path / "tokenizer.json"
+    ).read_bytes()
+    step.run(student, step.Config(**SETTINGS), context(tmp_path / "result", teacher=teacher))
+
+
+def test_a_teacher_keeps_its_stored_dtype_where_that_is_fast_and_not_refused(tmp_path, monkeypatch):
+    folder = parent(tmp_path / "teacher", dtype=torch.bfloat16).path
+    for fast, precision, dtype in (
+        (True, "auto", torch.bfloat16),
+        (True, "fp32", torch.float32),
+        (False, "auto", torch.float32),
+    ):
+        monkeypatch.setattr(teachers, "has_fast_bf16", lambda device, fast=fast: fast)
+        assert load_teacher(folder, precision).dtype == dtype
+
+
+def test_a_misspelled_divergence_is_refused_with_the_nearest_one():
+    with pytest.raises(ValidationError, match="did you mean 'forward_kl'"):
+        step.Config(**SETTINGS, divergence="forwad_kl")
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"label_weight": 1.5}, {"tempature": 2}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        step.Config(**SETTINGS, **wrong)

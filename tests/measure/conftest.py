@@ -1,0 +1,95 @@
+import json
+
+import pytest
+import torch
+
+from compress.data.tokens import BIN, JSON
+from compress.models.checkpoint import load_tokenizer
+from compress.records import Artifact
+from tests.fakes import FakeContext
+from tests.meters.tiny_llama import write_llama
+
+TEXT = "the ship behind hounds sails old red fox keeps a candle and no knife in truth"
+WORDS = TEXT.split()
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("models") / "original", seed=0)
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("models") / "student", seed=1)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory, original):
+    """Six packed rows of sixty tokens, as a `tokens` artifact."""
+    folder = tmp_path_factory.mktemp("text")
+    ids = load_tokenizer(original.path)(" ".join(WORDS * 6))["input_ids"]
+    rows = torch.tensor(ids[:360]).view(6, 60)
+    rows.numpy().astype("<u2").tofile(folder / BIN)
+    facts = {"num_sequences": 6, "sequence_length": 60, "dtype": "<u2"}
+    (folder / JSON).write_text(json.dumps(facts))
+    return Artifact(key="text", kind="tokens", path=folder)
+
+
+@pytest.fixture
+def context(tmp_path):
+    """Makes a context with the inputs it is given."""
+
+    def make(name="out", **inputs):
+        return FakeContext(tmp_path / name, inputs=inputs)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def task_folder(tmp_path_factory):
+    """Two multiple-choice tasks in a group, one perplexity task and one that is answered in writing."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, num in (("first", 12), ("second", 8)):
+        documents = [
+            {
+                "q": f"{WORDS[i % 15]} {i} is",
+                "options": [f"{w}." for w in WORDS[i % 7 : i % 7 + 4]],
+                "gold": i % 4,
+            }
+            for i in range(num)
+        ]
+        _write(folder, name, documents, CHOICE)
+    _write(folder, "prose", [{"q": "", "text": " ".join(WORDS[i:])} for i in range(4)], PROSE)
+    _write(folder, "written", [{"q": f"say {w}", "text": w} for w in WORDS[:3]], WRITTEN)
+    (folder / "both.yaml").write_text("group: both\ntask: [first, second]\n")
+    return folder
+
+
+CHOICE = """
+output_type: multiple_choice
+doc_to_text: q
+doc_to_choice: options
+doc_to_target: gold
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true},
+              {metric: acc_norm, aggregation: mean, higher_is_better: true}]
+"""
+PROSE = """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: text
+metric_list: [{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}]
+"""
+WRITTEN = """
+output_type: generate_until
+doc_to_text: q
+doc_to_target: text
+generation_kwargs: {until: ["."], max_gen_toks: 4, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+def _write(folder, name, documents, settings):
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    source = f"task: {name}\ntest_split: test\nmetadata: {{version: 1}}\n"
+    hook = "custom_dataset: !function compress.data.tasks.read_documents\n"
+    (folder / f"{name}.yaml").write_text(source + hook + settings)
