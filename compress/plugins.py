@@ -132,7 +132,7 @@ def step(name: str) -> Step:
 
 
 def internal(name: str) -> ModuleType:
-    """Return any step-shaped module of the package (``data.pack``, ``models.initialize``) or an entry point."""
+    """Return any step-shaped module of the package (``data.pack``, ``train.initialize``) or an entry point."""
     for entry in _entry_points().select(name=name):
         return cast(ModuleType, entry.load())
     module = f"compress.{name}" if "." in name else f"compress.{name}.step"

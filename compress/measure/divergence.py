@@ -49,28 +49,22 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     tokenizer, own_tokenizer = load_tokenizer(original.path), load_tokenizer(artifact.path)
     # Every token of the original must mean the same here; further ones do no harm.
     comparable = tokenizer.get_vocab().items() <= own_tokenizer.get_vocab().items()
-    teacher = (
-        _open_original(original, artifact, context) if comparable and original.key != artifact.key else None
-    )
+    compared = comparable and original.key != artifact.key
+    teacher = _open_original(original, artifact, context) if compared else None
     student = open_artifact(artifact)
+    if comparable:
+        batches = [(ids_BT, torch.ones_like(ids_BT)) for ids_BT in torch.split(rows_ST, config.batch_size)]
+    else:
+        context.warn("its tokenizer is not the original's: divergence is undefined, compare bits per byte")
+        texts = tokenizer.batch_decode(rows_ST, skip_special_tokens=True)
+        batches = _tokenized(texts, own_tokenizer, student.num_positions, config.batch_size)
 
     def on_batch(done: int) -> None:
         context.progress(done, len(rows_ST), "sequences")
         if context.stopping:
             context.stop()
 
-    if comparable:
-        batches = [
-            (ids_BT, ids_BT.new_ones(ids_BT.shape)) for ids_BT in torch.split(rows_ST, config.batch_size)
-        ]
-    else:
-        context.warn("its tokenizer is not the original's: divergence is undefined, compare bits per byte")
-        texts = tokenizer.batch_decode(rows_ST, skip_special_tokens=True)
-        batches = _tokenized(texts, own_tokenizer, student.num_positions, config.batch_size)
     scores = score_text(student, batches, teacher, on_batch)
-    for model in (student, teacher):
-        if model is not None:
-            model.close()
     if not torch.isfinite(scores.nats).all():
         raise StepFailed("its logits are not finite numbers: it cannot be measured")
     measured = [_perplexity(scores.perplexity)] if comparable else []
@@ -101,9 +95,8 @@ def _tokenized(
     """Return the texts in another tokenizer's ids, padded to equal length within a batch."""
     from compress.meters.lm_eval_model import padded
 
-    rows = tokenizer(texts, truncation=True, max_length=num_positions, return_attention_mask=False)[
-        "input_ids"
-    ]
+    encoded = tokenizer(texts, truncation=True, max_length=num_positions, return_attention_mask=False)
+    rows = encoded["input_ids"]
     return [padded(rows[start : start + batch_size], left=False) for start in range(0, len(rows), batch_size)]
 
 

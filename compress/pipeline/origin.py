@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from compress.pipeline.planner import Builder
 
 REHEARSAL_LENGTH = 64
+REHEARSAL_TASKS = ("world_facts",)
 REHEARSAL_SAMPLES = 4
 DEMO_SEED = 0
 
@@ -51,8 +52,10 @@ def add_checkpoint(builder: Builder, name: str, role: Role, source: ModelSource)
 
 
 def rehearsal_evaluate(evaluate: Evaluate) -> Evaluate:
-    """Return the evaluation with few items of the built-in tasks."""
-    return Evaluate(samples=REHEARSAL_SAMPLES, text=evaluate.text, prompts=evaluate.prompts[:1])
+    """Return the evaluation with few items of one built-in task."""
+    return Evaluate(
+        tasks=REHEARSAL_TASKS, samples=REHEARSAL_SAMPLES, text=evaluate.text, prompts=evaluate.prompts[:1]
+    )
 
 
 def rehearsal_profile(profile: Profile) -> Profile:
@@ -72,9 +75,9 @@ def _add_demo_teacher(builder: Builder) -> None:
         "internal",
         seed=DEMO_SEED,
     )
-    initialize = plugins.internal("models.initialize").Config(config=recipe["config"])
+    initialize = plugins.internal("train.initialize").Config(config=recipe["config"])
     builder.add(
-        "demo/start", "models.initialize", initialize, "internal", parent="demo/tokenizer", seed=DEMO_SEED
+        "demo/start", "train.initialize", initialize, "internal", parent="demo/tokenizer", seed=DEMO_SEED
     )
     train = plugins.internal("train").Config(data="demo/text", **recipe["train"])
     length = recipe["sequence_length"]
@@ -100,8 +103,8 @@ def _add_demo_teacher(builder: Builder) -> None:
 def _add_random(
     builder: Builder, name: str, role: Role, config: dict[str, Any], dtype: str, tokenizer: str | Path
 ) -> None:
-    initialize = plugins.internal("models.initialize").Config(config=config, dtype=dtype)
-    builder.add(name, "models.initialize", initialize, role, parent=_add_tokenizer(builder, name, tokenizer))
+    initialize = plugins.internal("train.initialize").Config(config=config, dtype=dtype)
+    builder.add(name, "train.initialize", initialize, role, parent=_add_tokenizer(builder, name, tokenizer))
 
 
 def _add_folder(builder: Builder, name: str, role: Role, source: ModelSource) -> None:

@@ -7,7 +7,7 @@ from compress.train.settings import TrainingSettings
 
 STATE_BYTES = 16
 """A trained parameter: fp32 weight, gradient, and AdamW's two moments."""
-PROCESS_BYTES = 700 * 2**20
+PROCESS_BYTES = 500 * 2**20
 """Python with torch and transformers, before any model."""
 SMALL_MICRO_BATCH = 2_048
 

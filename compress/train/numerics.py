@@ -24,7 +24,7 @@ START = "start.json"
 CPU_MICRO_TOKENS = 2_048
 """More tokens at once make a processor no faster: its caches are full."""
 CUDA_MICRO_TOKENS = 65_536
-EAGER_TOKENS = 512
+EAGER_TOKENS = 256
 """Up to here whole attention matrices are small, and on a processor in bf16 plain matrix products take a
 third of the time of the fused kernel, whose backward pass is slow."""
 

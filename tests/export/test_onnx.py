@@ -161,7 +161,8 @@ def test_weights_past_protobufs_limit_go_to_a_file_beside_the_graph(tmp_path, mo
     monkeypatch.setattr(onnx_graph, "EMBEDDED", 1000)
     parent = checkpoint(tmp_path / "a", "llama", num_attention_heads=2, num_key_value_heads=1)
     result = export(parent, tmp_path / "b")
-    assert (tmp_path / "b" / "model.onnx.data").stat().st_size >= result.outcome.spec.weight_bytes
+    # Vectors of a few hundred bytes stay in the graph.
+    assert (tmp_path / "b" / "model.onnx.data").stat().st_size > 0.9 * result.outcome.spec.weight_bytes
     assert result.outcome.facts["max_logit_difference"] < 1e-4
 
 

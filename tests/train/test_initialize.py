@@ -5,7 +5,7 @@ import torch
 
 from compress.data import tokenizer
 from compress.errors import InputError
-from compress.models import initialize
+from compress.train import initialize
 from compress.models.checkpoint import load_model, load_tokenizer
 from compress.models.spec import read_spec
 from compress.records import Artifact
