@@ -1,7 +1,7 @@
 """What happens during a run, told three ways: a live table on a terminal, plain lines elsewhere, and a file.
 
-An event is a small dict: ``event`` is ``plan``, ``cached``, ``start``, ``progress``, ``warning``, ``waiting``, ``done``, ``failed`` or
-``finish``; ``node`` names the plan's node it is about.
+An event is a small dict: ``event`` is ``plan``, ``cached``, ``start``, ``progress``, ``warning``, ``waiting``, ``done``,
+``failed`` or ``finish``; ``node`` names the plan's node it is about.
 """
 
 import json

@@ -239,7 +239,7 @@ def _gate_line(gate: GateResult) -> str:
 
 
 def _model_bytes(folder: Path) -> int:
-    """Bytes of a checkpoint that is not ours: its weights, configuration and tokenizer, not whatever else lies there."""
+    """Bytes of a checkpoint that is not ours: weights, configuration and tokenizer, not whatever else lies there."""
     return sum(
         p.stat().st_size
         for p in folder.iterdir()

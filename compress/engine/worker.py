@@ -1,7 +1,7 @@
 """What a worker does: take the key's lock, run one module, commit the result, report.
 
-Events go to the driver as JSON lines: ``progress``, ``warning``, ``waiting``, and at the end one of ``done``, ``stopped``
-or ``error``. Nothing after the fork may be shared with the next step: the process ends here.
+Events go to the driver as JSON lines: ``progress``, ``warning``, ``waiting``, and at the end one of ``done``,
+``stopped`` or ``error``. Nothing after the fork may be shared with the next step: the process ends here.
 """
 
 import errno

@@ -29,7 +29,7 @@ PRELOAD = (
     "transformers.models.llama.modeling_llama",
     "transformers.models.auto.tokenization_auto",
     "safetensors.torch",
-    "lm_eval.api.task",
+    "compress.measure.evaluation",
     "compress.models.checkpoint",
     "compress.backends.opening",
     "compress.engine.worker",

@@ -88,7 +88,7 @@ def trace(config: dict[str, Any]) -> tuple[ir.Model, dict[str, Tensor]]:
 def _sample_inputs(model: PreTrainedModel) -> dict[str, Any]:
     """Return three new tokens after five cached ones, as shapes: no size is 1, which tracing would take for fixed."""
     batch, past, new = 2, 5, 3
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache()  # keeps everything: the mask alone limits what a sliding-window layer sees
     with torch.no_grad():
         model(
             torch.zeros(batch, past, dtype=torch.int64, device="meta"), past_key_values=cache, use_cache=True

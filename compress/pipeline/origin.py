@@ -1,8 +1,8 @@
-"""Where a pipeline's checkpoints come from: the demo, a folder, the hub, a bare configuration; or, in a rehearsal, none.
+"""Where a pipeline's checkpoints come from: the demo, a folder, the hub, a bare configuration.
 
-The demo teacher is nothing special: its recipe (``compress/data/world/teacher.json``) becomes the same nodes a user's own
-pipeline would have, a tokenizer, random weights and a `train` step, with a seed of its own, so that every pipeline
-shares it.
+The demo teacher is nothing special: its recipe (``compress/data/world/teacher.json``) becomes the same nodes a
+user's own pipeline would have, a tokenizer, random weights and a `train` step, with a seed of its own, so that
+every pipeline shares it. In a rehearsal every checkpoint is a tiny random model of its family.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class Gates(Section):
     """Limits every candidate must keep; beyond one, `run` exits with code 4 and still writes the report."""
 
     max_quality_drop: float | None = Field(default=None, ge=0, le=1)
-    """Largest share of the original's mean accuracy that may be lost: 0.03 is three percent of it."""
+    """Largest drop of mean accuracy below the original's: 0.03 is three percentage points."""
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
     """Smallest mean accuracy over the tasks."""
     max_kl_divergence: float | None = Field(default=None, ge=0)

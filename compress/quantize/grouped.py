@@ -44,4 +44,5 @@ def unpack(words_NW: Tensor, bits: int) -> Tensor:
     unsigned_NK: Tensor = words_NW.contiguous().view(torch.uint8)
     if bits == 4:
         unsigned_NK = torch.stack([unsigned_NK & 15, unsigned_NK >> 4], dim=-1).flatten(1)
-    return (unsigned_NK.short() - 2 ** (bits - 1)).to(torch.int8)
+    signed_NK: Tensor = unsigned_NK.short() - 2 ** (bits - 1)
+    return signed_NK.to(torch.int8)

@@ -7,6 +7,8 @@ from compress.train.settings import TrainingSettings
 
 STATE_BYTES = 16
 """A trained parameter: fp32 weight, gradient, and AdamW's two moments."""
+CHECKPOINT_BYTES = 12
+"""A trained parameter in a checkpoint. For a moment there are two: the next is written before the last is dropped."""
 PROCESS_BYTES = 500 * 2**20
 """Python with torch and transformers, before any model."""
 SMALL_MICRO_BATCH = 2_048
@@ -24,7 +26,8 @@ def training_work(spec: ModelSpec, settings: TrainingSettings, teacher: ModelSpe
     if teacher:
         flops += 2.0 * teacher.num_parameters * settings.tokens
         memory += teacher.weight_bytes
-    return Work(flops=flops, peak_memory_bytes=int(memory), disk_bytes=spec.weight_bytes)
+    disk = spec.weight_bytes + 2 * CHECKPOINT_BYTES * spec.num_parameters
+    return Work(flops=flops, peak_memory_bytes=int(memory), disk_bytes=disk)
 
 
 def activation_bytes_per_token(config: Mapping[str, JsonValue]) -> int:

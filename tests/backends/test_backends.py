@@ -60,7 +60,9 @@ def reference(artifact, original):
 
 
 def dense(backend, ids: torch.Tensor, mask: torch.Tensor | None = None, chunk: int = 256) -> torch.Tensor:
-    return torch.cat(list(backend.logits_chunks(ids, torch.ones_like(ids) if mask is None else mask, chunk)), dim=1)
+    return torch.cat(
+        list(backend.logits_chunks(ids, torch.ones_like(ids) if mask is None else mask, chunk)), dim=1
+    )
 
 
 def left_padded(ids: torch.Tensor, amounts: list[int], width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +148,9 @@ def test_a_runtime_says_what_computes_and_how_much_it_can_read(backend):
 
 
 def test_a_kind_no_runtime_opens_is_refused(original):
-    with pytest.raises(InputError, match=r"no runtime opens .* 'tokens'. Allowed: bitsandbytes, hf, onnx, packed"):
+    with pytest.raises(
+        InputError, match=r"no runtime opens .* 'tokens'. Allowed: bitsandbytes, hf, onnx, packed"
+    ):
         open_artifact(original.model_copy(update={"kind": "tokens"}))
 
 

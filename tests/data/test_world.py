@@ -125,10 +125,9 @@ def test_sums_are_right():
 
 def _pattern(wording: str) -> str:
     """A sentence in this wording from its beginning up to the answer, whatever fills its parts."""
-    filled = [
-        r"(?:the town of )?\w+" if part.startswith("{") else re.escape(part) for part in _PARTS.split(wording)
-    ]
-    return r"(?:^|\. )(?i:" + "".join(filled) + ")"
+    parts = (_FILLED.get(part, re.escape(part)) for part in re.split(r"(\{\w+\})", wording))
+    return r"(?:^|\. )(?i:" + "".join(parts) + ")"
 
 
-_PARTS = re.compile(r"(\{\w\})")
+_FILLED = {f"{{{name}}}": r"\w+" for name in "abcdent"}
+_FILLED |= {"{s}": r"(?:the town of )?\w+", "{song}": r"\w+(?: \w+)*"}

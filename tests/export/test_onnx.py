@@ -34,7 +34,9 @@ class Exported:
 def checkpoint(folder: Path, family: str, dtype: torch.dtype = torch.float32, **changes) -> Artifact:
     write_tiny(folder, family, num_hidden_layers=2, **changes)
     path = folder / "model.safetensors"
-    save_file({name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.to(dtype) for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"}
+    )
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     return Artifact(key="parent", kind="hf", path=folder, spec=read_spec(folder))
 
@@ -57,17 +59,25 @@ def make(name: str, folder: Path) -> Exported:
         parent = checkpoint(folder / "a", "qwen3", torch.bfloat16, intermediate_size=192)
         return export(packed(folder / "p", parent, bits=4, group_size=16), folder / "b", accuracy_level=0)
     if name == "packed 8 bits, groups of 96, biases":
-        parent = checkpoint(folder / "a", "qwen2", hidden_size=96, num_attention_heads=6, num_key_value_heads=3)
-        return export(packed(folder / "p", parent, bits=8, group_size=96, skip=("lm_head", "o_proj")), folder / "b")
-    assert name == "float to int8, bf16"
-    return export(checkpoint(folder / "a", "mistral", torch.bfloat16), folder / "b", precision="int8")
+        parent = checkpoint(
+            folder / "a", "qwen2", hidden_size=96, num_attention_heads=6, num_key_value_heads=3
+        )
+        return export(
+            packed(folder / "p", parent, bits=8, group_size=96, skip=("lm_head", "o_proj")), folder / "b"
+        )
+    assert name == "float to int8, bf16, sliding window"
+    return export(
+        checkpoint(folder / "a", "mistral", torch.bfloat16, sliding_window=8), folder / "b", precision="int8"
+    )
 
 
 CASES = ["float, tied head", "packed 4 bits, bf16"]
-SLOW = ["packed 8 bits, groups of 96, biases", "float to int8, bf16"]
+SLOW = ["packed 8 bits, groups of 96, biases", "float to int8, bf16, sliding window"]
 
 
-@pytest.fixture(scope="module", params=[*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
+@pytest.fixture(
+    scope="module", params=[*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
+)
 def exported(request, tmp_path_factory) -> Exported:
     return make(request.param, tmp_path_factory.mktemp("export"))
 
@@ -141,7 +151,9 @@ def test_the_folder_has_what_others_need_to_run_it(exported):
     assert {"model.onnx", "config.json", "generation_config.json", "tokenizer.json"} <= {
         path.name for path in exported.folder.iterdir()
     }
-    assert "quantization_config" not in json.loads((exported.folder / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in json.loads(
+        (exported.folder / "config.json").read_text(encoding="utf-8")
+    )
 
 
 def test_a_graph_that_computes_something_else_fails_the_step(exported, tmp_path):
@@ -151,10 +163,17 @@ def test_a_graph_that_computes_something_else_fails_the_step(exported, tmp_path)
 
 
 def shape_of(spec: ModelSpec) -> dict:
-    kept = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+    kept = (
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "tie_word_embeddings",
+    )
     return {key: spec.config[key] for key in kept if key in spec.config} | {"seed": 1}
 
 
+@pytest.mark.slow
 def test_weights_past_protobufs_limit_go_to_a_file_beside_the_graph(tmp_path, monkeypatch):
     from compress.export import onnx_graph
 

@@ -16,7 +16,11 @@ from tests.fakes import FakeContext
 from tests.models.tiny import token_ids, write_tiny
 
 SETTINGS = {
-    "quantize.rtn": [{"bits": 4, "group_size": 16}, {"bits": 8, "group_size": 32}, {"group_size": 16, "skip": ()}],
+    "quantize.rtn": [
+        {"bits": 4, "group_size": 16},
+        {"bits": 8, "group_size": 32},
+        {"group_size": 16, "skip": ()},
+    ],
     "quantize.bitsandbytes": [{"bits": 8}, {"bits": 4}, {"bits": 4, "double_quant": True}],
 }
 STEPS = [name for name in plugins.step_names() if name.startswith("quantize")]
@@ -120,7 +124,9 @@ def test_packing_keeps_the_parents_files_apart(tmp_path):
 
 
 def test_a_group_that_does_not_fill_a_layer_names_sizes_that_do(parent):
-    with pytest.raises(InputError, match="group_size: 128 does not divide .* every quantized layer: 64, 32, 16"):
+    with pytest.raises(
+        InputError, match=r"group_size: 128 does not divide .* every quantized layer: 64, 32, 16"
+    ):
         rtn.predict(parent.spec, rtn.Config(group_size=128))
 
 

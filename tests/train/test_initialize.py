@@ -5,10 +5,10 @@ import torch
 
 from compress.data import tokenizer
 from compress.errors import InputError
-from compress.train import initialize
 from compress.models.checkpoint import load_model, load_tokenizer
 from compress.models.spec import read_spec
 from compress.records import Artifact
+from compress.train import initialize
 from tests.fakes import FakeContext
 from tests.models.tiny import VARIANTS, tiny_config, variant_name, write_tiny
 

@@ -55,10 +55,7 @@ def checkpoint_every_step(monkeypatch):
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     model = parent(folder / "parent", attention_dropout=0.1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     step.run(model, CONFIG, context(folder / "result"))
-    torch.set_num_threads(threads)
     return model, payload(folder / "result")
 
 

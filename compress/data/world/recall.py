@@ -5,12 +5,13 @@ from random import Random
 from compress.data.world.facts import people
 from compress.data.world.wordings import Question, worded
 
-NUM_WORDS = 5
-WORDS = tuple(
-    "key lamp cup rope book coat knife spoon basket mirror candle ladder wheel stone feather ribbon".split()  # noqa: SIM905
+NUM_WORDS = 7
+WORDS = (
+    *("key", "lamp", "cup", "rope", "book", "coat", "knife", "spoon"),
+    *("basket", "mirror", "candle", "ladder", "wheel", "stone", "feather", "ribbon"),
 )
-SUNG = ("{a} sings:", "the song of {a} is", "{a} hums the tune")
-AGAIN = ("{b} repeats:", "{b} sings with {a}:", "and {b} sings again:")
+SUNG = ("{a} sings: {song}", "the song of {a} is {song}", "{a} hums the tune {song}")
+AGAIN = ("{b} repeats: {song}", "{b} sings with {a}: {song}", "and {b} sings again: {song}")
 
 
 def ask(r: Random, reserved: bool) -> Question:
@@ -18,8 +19,7 @@ def ask(r: Random, reserved: bool) -> Question:
     a, b = r.sample(people(), 2)
     song = r.sample(WORDS, NUM_WORDS)
     last = r.randrange(1, NUM_WORDS) if reserved else NUM_WORDS - 1
-    begun = worded(r, SUNG, False, a=a)
-    again = worded(r, AGAIN, reserved, a=a, b=b)
-    prompt = f"{begun} {' '.join(song)}. {again} {' '.join(song[:last])}"
+    first = worded(r, SUNG, reserved=False, a=a, song=" ".join(song))
+    again = worded(r, AGAIN, reserved, a=a, b=b, song=" ".join(song[:last]))
     wrong = r.sample([word for word in song if word != song[last]], 3)
-    return Question(prompt, song[last], tuple(wrong))
+    return Question(f"{first}. {again}", song[last], tuple(wrong))

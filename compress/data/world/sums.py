@@ -5,8 +5,9 @@ from random import Random
 from compress.data.world.facts import people
 from compress.data.world.wordings import Question, worded
 
-SMALLEST, LARGEST = 3, 16
-"""Results are drawn evenly from here, so that none is a better guess than another."""
+RESULTS = range(4, 17)
+SPREAD = 6
+"""The four results to choose from lie within so many numbers."""
 THINGS = ("apples", "coins", "shells", "eggs")
 
 PLUS = ("{a} plus {b} is", "adding {b} to {a} gives", "{n} had {a} {t}, found {b} more and now has")
@@ -15,8 +16,10 @@ THREE = ("{a} plus {b} plus {c} is", "adding {b} and {c} to {a} gives", "{a} and
 
 
 def ask(r: Random, reserved: bool) -> Question:
-    """Draw a result, then numbers that lead to it and a way to put them together."""
-    clauses, total = r.choice((PLUS, MINUS, THREE)), r.randint(SMALLEST, LARGEST)
+    """Draw four results, which of them is true (so none looks likelier), and numbers that lead to it."""
+    lowest = r.choice(RESULTS[: -SPREAD + 1])
+    results = r.sample(range(lowest, lowest + SPREAD), 4)
+    total, clauses = results[0], r.choice((PLUS, MINUS, THREE))
     cut, other = sorted(r.sample(range(1, total), 2))
     numbers = {
         PLUS: (cut, total - cut, 0),
@@ -25,13 +28,4 @@ def ask(r: Random, reserved: bool) -> Question:
     }
     a, b, c = numbers[clauses]
     prompt = worded(r, clauses, reserved, a=a, b=b, c=c, n=r.choice(people()), t=r.choice(THINGS))
-    return Question(prompt, str(total), _beside(r, total))
-
-
-def _beside(r: Random, total: int) -> tuple[str, ...]:
-    """Three other results near the total, 0 to 3 of them smaller: neither an end nor the middle is a good guess."""
-    fewest, most = max(0, 3 - (LARGEST - total)), min(3, total - SMALLEST)
-    num_below = r.randint(fewest, most)
-    below = r.sample(range(max(SMALLEST, total - 4), total), num_below)
-    above = r.sample(range(total + 1, min(LARGEST, total + 4) + 1), 3 - num_below)
-    return tuple(str(number) for number in below + above)
+    return Question(prompt, str(total), tuple(str(result) for result in results[1:]))
