@@ -78,7 +78,9 @@ def describe_progress(event: Event) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return ``45 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    """Return ``0.4 s``, ``45 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

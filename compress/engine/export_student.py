@@ -105,8 +105,12 @@ def _scores(record: RunRecord, step: StepRecord) -> Iterator[str]:
     for m in step.measurements:
         reference = originals.get((m.name, str(m.labels)), m.beside.get("original"))
         labels = " ".join(f"{key}={value}" for key, value in m.labels.items())
-        beside = "" if reference is None else f"{reference:.4g}"
-        yield f"| {m.name} {labels} | {m.value:.4g} | {beside} | {m.unit} | {m.n or ''} |"
+        beside = "" if reference is None else _number(reference)
+        yield f"| {m.name} {labels} | {_number(m.value)} | {beside} | {m.unit} | {m.n or ''} |"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def _lineage(record: RunRecord, step: StepRecord) -> list[StepRecord]:

@@ -104,7 +104,11 @@ def _add_random(
     builder: Builder, name: str, role: Role, config: dict[str, Any], dtype: str, tokenizer: str | Path
 ) -> None:
     initialize = plugins.internal("train.initialize").Config(config=config, dtype=dtype)
-    builder.add(name, "train.initialize", initialize, role, parent=_add_tokenizer(builder, name, tokenizer))
+    parent = _add_tokenizer(builder, name, tokenizer)
+    seed = builder.pipeline.seed + (
+        role == "baseline"
+    )  # a rehearsed rival is another model than the original
+    builder.add(name, "train.initialize", initialize, role, parent=parent, seed=seed)
 
 
 def _add_folder(builder: Builder, name: str, role: Role, source: ModelSource) -> None:
