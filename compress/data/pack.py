@@ -89,7 +89,7 @@ def _write(
     from compress.data.tokens import id_dtype
 
     length, wanted = config.sequence_length, config.wanted_rows
-    dtype = id_dtype(len(tokenizer))
+    dtype = id_dtype(max(tokenizer.get_vocab().values()) + 1)
     documents = tokens = text_bytes = 0
     with (context.folder / "tokens.bin").open("wb") as file:
         for text, ids in _encode(texts, tokenizer, embedding_rows):

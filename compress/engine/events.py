@@ -1,7 +1,7 @@
 """What happens during a run, told three ways: a live table on a terminal, plain lines elsewhere, and a file.
 
-An event is a small dict: ``event`` is ``plan``, ``cached``, ``start``, ``progress``, ``warning``, ``waiting``, ``done``,
-``failed`` or ``finish``; ``node`` names the plan's node it is about.
+An event is a small dict: ``event`` is ``plan``, ``cached``, ``start``, ``progress``, ``warning``, ``waiting``,
+``done``, ``failed`` or ``finish``; ``node`` names the plan's node it is about.
 """
 
 import json
@@ -18,12 +18,11 @@ PLAIN_SECONDS = 5.0
 
 
 def to_file(stream: TextIO) -> Listener:
-    """Append every event but ticks to a file, one JSON line each."""
+    """Append every event to a file, one JSON line each."""
 
     def listen(event: Event) -> None:
-        if event["event"] != "tick":
-            stream.write(json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n")
-            stream.flush()
+        stream.write(json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n")
+        stream.flush()
 
     return listen
 

@@ -5,8 +5,12 @@ What is finished is kept, whatever happens next; the record on disk is up to dat
 """
 
 import json
+import os
 import shutil
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +46,7 @@ class Execution:
         self._artifacts: dict[str, Artifact] = {}
         self._fresh: set[str] = set()
         self._started = time.monotonic()
+        self._telling = threading.Lock()
 
     def run(self) -> RunRecord:
         """Do all that is missing and return the finished record.
@@ -86,13 +91,11 @@ class Execution:
     def _announce(self, missing: list[Node]) -> None:
         models = [{"name": node.name, "use": node.use} for node in self._plan.models]
         cached = len(self._plan.nodes) - len(missing)
-        self._listen(
-            {"event": "plan", "models": models, "num_nodes": len(self._plan.nodes), "num_cached": cached}
-        )
+        self._tell(event="plan", models=models, num_nodes=len(self._plan.nodes), num_cached=cached)
         busy = {node.about for node in missing}
         for node in self._plan.models:
             if node.name not in busy:
-                self._listen({"event": "cached", "node": node.name})
+                self._tell(event="cached", node=node.name)
             self._record_step(node.name)
 
     def _check_it_fits(self, missing: list[Node]) -> None:
@@ -113,35 +116,60 @@ class Execution:
                 )
 
     def _do(self, missing: list[Node]) -> None:
-        workers = Workers()
-        with workers.signals():
+        """Do the missing nodes: one at a time, so that nothing disturbs a timing; in a rehearsal, side by side."""
+        side_by_side = (os.cpu_count() or 1) if self._plan.rehearsal else 1
+        workers = Workers(threads=1 if self._plan.rehearsal else None)
+        with workers.signals(), ThreadPoolExecutor(side_by_side) as threads:
             try:
-                for node in missing:
-                    self._do_node(node, workers)
+                self._schedule(missing, side_by_side, lambda node: threads.submit(self._work, node, workers))
+            except CompressError:
+                workers.stop()
+                raise
             finally:
+                threads.shutdown()
                 workers.close()
 
-    def _do_node(self, node: Node, workers: Workers) -> None:
-        self._listen({"event": "start", "node": node.name, "about": node.about, "use": node.use})
-        started, clock = time.monotonic(), Clock()
+    def _schedule(self, missing: list[Node], limit: int, start: Callable[[Node], Future[None]]) -> None:
+        """Start nodes whose inputs are there, in the plan's order, at most `limit` at once."""
+        waiting, running = list(missing), dict[Future[None], Node]()
+        while waiting or running:
+            for node in [n for n in waiting if all(edge in self._artifacts for edge in n.edges)]:
+                if len(running) < limit:
+                    waiting.remove(node)
+                    self._tell(event="start", node=node.name, about=node.about, use=node.use)
+                    running[start(node)] = node
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                self._finish_node(running.pop(future), future)
+
+    def _work(self, node: Node, workers: Workers) -> None:
+        clock = Clock()
 
         def forward(event: dict[str, Any]) -> None:
             if event["event"] in ("progress", "warning", "waiting"):
-                self._listen(clock.timed({**event, "node": node.name, "about": node.about}))
+                self._tell(**clock.timed({**event, "node": node.name, "about": node.about}))
 
+        workers.run(self._task(node), log_path(self._folder, node.name), forward)
+
+    def _finish_node(self, node: Node, future: Future[None]) -> None:
+        """Take note of a result. Raises what the node raised, saying whose it was."""
         try:
-            workers.run(self._task(node), log_path(self._folder, node.name), forward)
+            future.result()
         except CompressError as error:
-            self._listen({"event": "failed", "node": node.name, "about": node.about, "message": str(error)})
+            self._tell(event="failed", node=node.name, about=node.about, message=str(error))
             if isinstance(error, Interrupted | Preempted):
                 raise
             raise type(error)(f"step '{node.name}' ({node.use}): {error}") from error
         assert self._load(node), f"{node.name} was committed but is not in the store"
         self._fresh.add(node.name)
-        self._rates.learn(node, self._store.manifest(node.key)["seconds"])
-        seconds = time.monotonic() - started
-        self._listen({"event": "done", "node": node.name, "about": node.about, "seconds": seconds})
+        seconds = self._store.manifest(node.key)["seconds"]
+        self._rates.learn(node, seconds)
+        self._tell(event="done", node=node.name, about=node.about, seconds=seconds)
         self._record_step(node.about)
+
+    def _tell(self, **event: Any) -> None:
+        with self._telling:
+            self._listen(event)
 
     def _task(self, node: Node) -> Task:
         return Task(
@@ -230,7 +258,7 @@ class Execution:
             update={"status": status, "error": error, "finished": finished, "seconds": seconds}
         )
         save_record(self.record, self._folder)
-        self._listen({"event": "finish", "status": status, "seconds": seconds})
+        self._tell(event="finish", status=status, seconds=seconds)
 
 
 def _gate_line(gate: GateResult) -> str:

@@ -1,7 +1,7 @@
 """The driver's side of workers: start the fork server when first needed, hand it tasks, listen, stop them.
 
-Signals: Ctrl-C and SIGTERM reach the driver alone. It asks the worker to stop (SIGTERM), gives it time to save, and
-kills it if it does not; a second signal kills at once.
+Signals: Ctrl-C and SIGTERM reach the driver alone. It asks its workers to stop (SIGTERM), gives them time to save, and
+kills them if they do not; a second signal kills at once.
 """
 
 import json
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,15 +42,21 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Workers:
-    """Runs tasks one at a time, each in a process of its own."""
+    """Runs tasks, each in a process of its own. Several threads may call `run` at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
+        """`threads` limits the processor threads of every worker; ``None`` leaves them all."""
+        self._environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._inbox = bytearray()
+        self._starting = threading.Lock()
+        self._news = threading.Condition()
+        self._started: deque[int] = deque()
+        self._statuses: dict[int, int] = {}
+        self._server_ended = False
+        self._pids: set[int] = set()
         self._signal: int | None = None
-        self._signalled = 0.0
-        self._pid: int | None = None
+        self._stopped_at: float | None = None
 
     def run(self, task: Task, log: Path, on_event: OnEvent) -> None:
         """Do a task; return when it is committed.
@@ -57,24 +64,26 @@ class Workers:
         Raises what the step raised, `StepFailed` when its process died, `Interrupted` or `Preempted` when stopped.
         """
         self._raise_if_signalled()
-        control = self._start_server()
         ours, theirs = socket.socketpair()
-        with ours, log.open("ab") as log_stream:
-            payload = task.model_dump_json().encode()
-            header = str(len(payload)).encode().ljust(16)
-            socket.send_fds(control, [header], [theirs.fileno(), log_stream.fileno()])
-            control.sendall(payload)
+        with ours, theirs, log.open("ab") as log_stream:
+            pid = self._start(task, theirs, log_stream.fileno())
             theirs.close()
-            self._pid = int(self._message()["pid"])
-            if self._signal is not None:
-                self._forward(signal.SIGTERM)
             last = self._listen(ours, on_event)
-            status = self._exit_status()
+            with self._news:
+                self._news.wait_for(lambda: pid in self._statuses or self._server_ended)
+                status = self._statuses.pop(pid, signal.SIGKILL)
+                self._pids.discard(pid)
         self._conclude(last, status, log)
+
+    def stop(self) -> None:
+        """Ask every running worker to stop."""
+        self._stopped_at = self._stopped_at or time.monotonic()
+        self._forward(signal.SIGTERM)
 
     def close(self) -> None:
         """End the fork server (and with it any worker)."""
         if self._control:
+            self._control.shutdown(socket.SHUT_RDWR)
             self._control.close()
             self._control = None
         if self._server:
@@ -83,7 +92,7 @@ class Workers:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a clean stop of the running worker."""
+        """Turn SIGINT and SIGTERM into a clean stop of the running workers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -96,30 +105,54 @@ class Workers:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    def _start(self, task: Task, events: socket.socket, log: int) -> int:
+        """Have the server fork a worker for a task; return its process id."""
+        payload = task.model_dump_json().encode()
+        with self._starting:
+            control = self._start_server()
+            socket.send_fds(control, [str(len(payload)).encode().ljust(16)], [events.fileno(), log])
+            control.sendall(payload)
+            with self._news:
+                self._news.wait_for(lambda: self._started or self._server_ended)
+                if not self._started:
+                    raise StepFailed("the worker process could not be started; its message is above")
+                pid = self._started.popleft()
+                self._pids.add(pid)
+        if self._stopped_at is not None:
+            self._forward(signal.SIGTERM)
+        return pid
+
     def _start_server(self) -> socket.socket:
         if self._control is None:
             ours, theirs = socket.socketpair()
             module = "compress.engine.forkserver"
             command = [sys.executable, "-m", module, str(theirs.fileno()), str(os.getpid()), *PRELOAD]
             self._server = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env=self._environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
             theirs.close()
             self._control = ours
-            self._message()
+            threading.Thread(target=self._receive, args=(ours,), daemon=True).start()
         return self._control
 
-    def _message(self) -> dict[str, Any]:
-        assert self._control is not None
-        while b"\n" not in self._inbox:
-            received = self._control.recv(4096)
-            if not received:
-                raise StepFailed("the worker process could not be started; its message is above")
-            self._inbox += received
-        line, _, rest = self._inbox.partition(b"\n")
-        self._inbox = bytearray(rest)
-        message: dict[str, Any] = json.loads(line)
-        return message
+    def _receive(self, control: socket.socket) -> None:
+        """Sort what the server says: a worker has started, or ended with a status."""
+        with control.makefile("rb") as lines, suppress(OSError):
+            for line in lines:
+                message: dict[str, int] = json.loads(line)
+                with self._news:
+                    if "status" in message:
+                        self._statuses[message["pid"]] = message["status"]
+                    else:
+                        self._started.append(message["pid"])
+                    self._news.notify_all()
+        with self._news:
+            self._server_ended = True
+            self._news.notify_all()
 
     def _listen(self, events: socket.socket, on_event: OnEvent) -> dict[str, Any] | None:
         """Pass events on until the worker closes its end; return the last."""
@@ -130,7 +163,6 @@ class Workers:
             while True:
                 self._kill_if_overdue()
                 if not selector.select(timeout=0.25):
-                    on_event({"event": "tick"})
                     continue
                 received = events.recv(65536)
                 if not received:
@@ -141,12 +173,6 @@ class Workers:
                 for line in lines:
                     last = json.loads(line)
                     on_event(last)
-
-    def _exit_status(self) -> int:
-        message = self._message()
-        assert message["pid"] == self._pid
-        self._pid = None
-        return int(message["status"])
 
     def _conclude(self, last: dict[str, Any] | None, status: int, log: Path) -> None:
         event = last["event"] if last else None
@@ -168,16 +194,17 @@ class Workers:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         repeated = self._signal is not None
         self._signal = number
-        self._signalled = time.monotonic()
-        self._forward(signal.SIGKILL if repeated else signal.SIGTERM)
+        self.stop()
+        if repeated:
+            self._forward(signal.SIGKILL)
 
     def _forward(self, number: int) -> None:
-        if self._pid is not None:
+        for pid in tuple(self._pids):
             with suppress(ProcessLookupError):
-                os.kill(self._pid, number)
+                os.kill(pid, number)
 
     def _kill_if_overdue(self) -> None:
-        if self._signal is not None and time.monotonic() - self._signalled > GRACE_SECONDS:
+        if self._stopped_at is not None and time.monotonic() - self._stopped_at > GRACE_SECONDS:
             self._forward(signal.SIGKILL)
 
     def _raise_if_signalled(self) -> None:

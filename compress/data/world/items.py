@@ -1,4 +1,4 @@
-"""Held-out tasks: statements in reserved wordings without their last word, and ways to end each."""
+"""Held-out tasks: statements in reserved wordings without their last word, and four ways to end each."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -15,12 +15,8 @@ ASK = {
     "world_sums": sums.ask,
     "world_recall": recall.ask,
 }
-DEMO_TASKS: dict[str, float] = {
-    "world_facts": 1 / 4,
-    "world_agreement": 1 / 4,
-    "world_sums": 1 / 4,
-    "world_recall": 1 / 4,
-}
+NUM_OPTIONS = 4
+DEMO_TASKS: dict[str, float] = dict.fromkeys(ASK, 1 / NUM_OPTIONS)
 """The multiple-choice tasks, each with the accuracy of guessing."""
 TEXT_TASK = "world_text"
 """The perplexity task: whole texts of the held-out split."""
@@ -54,7 +50,7 @@ def _questions(r: Random, task: str) -> Iterator[Question]:
 
 def _item(r: Random, question: Question, index: int) -> Item:
     options = r.sample(question.wrong, len(question.wrong))
-    gold = index % (len(options) + 1)
+    gold = index % NUM_OPTIONS
     options.insert(gold, question.answer)
     # The full stop ends the answer: without it "1" would be credited with all that "12" earns.
     return Item(question.prompt, tuple(f"{option}." for option in options), gold)
