@@ -46,7 +46,11 @@ class Workers:
 
     def __init__(self, threads: int | None = None) -> None:
         """`threads` limits the processor threads of every worker; ``None`` leaves them all."""
-        self._environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+        # Threads that wait for each other spin for long by default: where other programs share the cores that made
+        # two-thread training 2 to 3 times slower (2,600 against 6,300 tokens/s). It changes waiting, not results.
+        self._environment = {"GOMP_SPINCOUNT": "1000", **os.environ}
+        if threads:
+            self._environment["OMP_NUM_THREADS"] = str(threads)
         self._server: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._starting = threading.Lock()
