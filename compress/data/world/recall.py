@@ -1,11 +1,15 @@
-"""Reading back: someone sings words in no order to be known, and another sings them again. All to copy."""
+"""Reading back: someone sings words in no order to be known, and another sings them again. All to copy.
+
+Songs differ in length and other sentences may stand between, so that how far back to look says nothing: a word
+is found by the word before it.
+"""
 
 from random import Random
 
-from compress.data.world.facts import people
+from compress.data.world import facts
 from compress.data.world.wordings import Question, worded
 
-NUM_WORDS = 7
+NUM_WORDS = (5, 8)
 WORDS = (
     *("key", "lamp", "cup", "rope", "book", "coat", "knife", "spoon"),
     *("basket", "mirror", "candle", "ladder", "wheel", "stone", "feather", "ribbon"),
@@ -15,11 +19,12 @@ AGAIN = ("{b} repeats: {song}", "{b} sings with {a}: {song}", "and {b} sings aga
 
 
 def ask(r: Random, reserved: bool) -> Question:
-    """Draw a song and how far it is sung again. Texts sing it to the end."""
-    a, b = r.sample(people(), 2)
-    song = r.sample(WORDS, NUM_WORDS)
-    last = r.randrange(1, NUM_WORDS) if reserved else NUM_WORDS - 1
-    first = worded(r, SUNG, reserved=False, a=a, song=" ".join(song))
+    """Draw a song, what is said in between, and how far it is sung again. Texts sing it to the end."""
+    a, b = r.sample(facts.people(), 2)
+    song = r.sample(WORDS, r.randint(*NUM_WORDS))
+    last = r.randrange(1, len(song)) if reserved else len(song) - 1
+    first = worded(r, SUNG, reserved=False, a=a, song=" ".join(song)) + "."
+    between = [facts.ask(r, reserved=False).statement for _ in range(r.randrange(3))]
     again = worded(r, AGAIN, reserved, a=a, b=b, song=" ".join(song[:last]))
     wrong = r.sample([word for word in song if word != song[last]], 3)
-    return Question(f"{first}. {again}", song[last], tuple(wrong))
+    return Question(" ".join([first, *between, again]), song[last], tuple(wrong))
