@@ -113,7 +113,12 @@ def test_an_unknown_step_on_the_command_line_is_named_with_the_nearest(workplace
 
 
 def test_commands_about_runs_say_so_when_there_is_none(workplace):
-    for command in (["report", "mine"], ["status", "mine"], ["compare", "a", "b"], ["export", "mine:x", "out"]):
+    for command in (
+        ["report", "mine"],
+        ["status", "mine"],
+        ["compare", "a", "b"],
+        ["export", "mine:x", "out"],
+    ):
         code, output = call(*command)
         assert code == 2 and "no run called" in output
     assert call("status")[0] == 0

@@ -130,8 +130,14 @@ class Execution:
                 workers.close()
 
     def _schedule(self, missing: list[Node], limit: int, start: Callable[[Node], Future[None]]) -> None:
-        """Start nodes whose inputs are there, in the plan's order, at most `limit` at once."""
+        """Start nodes whose inputs are there, at most `limit` at once.
+
+        One at a time goes in the plan's order: a model is measured before the next is made. Side by side, making goes
+        first, because the longest chain of steps decides when all is done.
+        """
         waiting, running = list(missing), dict[Future[None], Node]()
+        if limit > 1:
+            waiting.sort(key=lambda node: node.role == "measurement")
         while waiting or running:
             for node in [n for n in waiting if all(edge in self._artifacts for edge in n.edges)]:
                 if len(running) < limit:

@@ -106,10 +106,12 @@ def targets(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 def main() -> None:
     """Run, print the table, write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two seeds, a quarter of the tokens, no tuning")
+    parser.add_argument(
+        "--quick", action="store_true", help="a quarter of the tokens, fewer items, no tuning"
+    )
     quick = parser.parse_args().quick
-    tokens, samples, seeds = (150_000, 100, (1, 2)) if quick else (600_000, 500, (1, 2, 3))
-    rates = tuned_rates((2e-3,) if quick else (1e-3, 2e-3, 4e-3), tokens, samples)
+    tokens, samples, seeds = (150_000, 200, (1, 2, 3)) if quick else (600_000, 500, (1, 2, 3))
+    rates = tuned_rates((1.5e-3,) if quick else (1e-3, 2e-3, 4e-3), tokens, samples)
     rows = [
         {"seed": seed, "arm": arm, "figure": figure, "value": value, "unit": FIGURES[figure], "n": samples}
         | {"tokens": tokens, "learning_rate": rates[arm]}
