@@ -104,15 +104,16 @@ class Execution:
         wanted = sum(n.work.disk_bytes or (n.spec.weight_bytes if n.spec else 0) for n in missing)
         if wanted > free:
             raise DoesNotFit(
-                f"the run will write {wanted / GIB:.2f} GiB to {self._store.root}, where {free / GIB:.2f} GiB are "
+                f"the run will write {_amount(wanted)} to {self._store.root}, where {_amount(free)} are "
                 "free. Free some (`compress gc`), or point COMPRESS_HOME at a larger disk."
             )
         available = available_memory_bytes()
         for node in missing:
-            if device_class() == "cpu" and (estimated_memory_bytes(node) or 0) > available:
+            needed = estimated_memory_bytes(node) or 0
+            if device_class() == "cpu" and needed > available:
                 raise DoesNotFit(
-                    f"step '{node.name}' needs about {node.work.peak_memory_bytes / GIB:.1f} GiB of memory; "
-                    f"{available / GIB:.1f} GiB are available on this machine."
+                    f"step '{node.name}' needs about {_amount(needed)} of memory; "
+                    f"{_amount(available)} are available on this machine."
                 )
 
     def _do(self, missing: list[Node]) -> None:
@@ -265,6 +266,10 @@ class Execution:
         )
         save_record(self.record, self._folder)
         self._tell(event="finish", status=status, seconds=seconds)
+
+
+def _amount(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _gate_line(gate: GateResult) -> str:
