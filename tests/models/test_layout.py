@@ -104,7 +104,8 @@ def test_a_wrong_configuration_is_explained(changes, message):
 def test_tables_import_no_torch():
     code = (
         "import sys; from compress.models.layout import layout; from compress.models.families import qwen3;"
-        "from compress.models import spec, hub; from compress.train import initialize; from compress.prune import width, depth;"
+        "from compress.models import spec, hub; from compress.train import initialize;"
+        "from compress.prune import width, depth;"
         "layout(qwen3.TINY); sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
