@@ -81,7 +81,7 @@ def run(
     Example: compress run pipelines/quickstart.yaml --set seed=3
     """
     from compress import api, report
-    from compress.engine.events import for_terminal
+    from compress.engine.live_table import for_terminal
     from compress.errors import Interrupted, Preempted
 
     loaded = api.load_pipeline(pipeline, overrides)

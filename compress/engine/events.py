@@ -5,7 +5,6 @@ An event is a small dict: ``event`` is ``plan``, ``cached``, ``start``, ``progre
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +24,6 @@ def to_file(stream: TextIO) -> Listener:
         stream.flush()
 
     return listen
-
-
-def for_terminal(stream: TextIO = sys.stderr) -> Listener:
-    """Return the live table when a person watches, plain lines otherwise."""
-    if stream.isatty():
-        from compress.engine.live_table import LiveTable
-
-        return LiveTable()
-    return PlainLines(stream)
 
 
 class PlainLines:

@@ -1,0 +1,36 @@
+"""What a person on a terminal sees, drawn on a pretended one (a pty)."""
+
+import os
+import pty
+
+from compress.engine.events import PlainLines
+from compress.engine.live_table import LiveTable, for_terminal
+
+EVENTS = (
+    {"event": "plan", "models": [{"name": "recover", "use": "distill"}], "num_nodes": 2, "num_cached": 0},
+    {"event": "start", "node": "data/text", "about": "data/text", "use": "data.pack"},
+    {"event": "done", "node": "data/text", "about": "data/text", "seconds": 1.0},
+    {"event": "start", "node": "recover", "about": "recover", "use": "distill"},
+    {"event": "progress", "node": "recover", "about": "recover", "done": 5, "total": 10, "unit": "tokens"},
+    {"event": "warning", "node": "recover", "about": "recover", "message": "[mind] the brackets"},
+    {"event": "done", "node": "recover", "about": "recover", "seconds": 3.0},
+    {"event": "start", "node": "recover/quality", "about": "recover", "use": "measure.quality"},
+    {"event": "failed", "node": "recover/quality", "about": "recover", "message": "it broke"},
+    {"event": "finish", "status": "failed", "seconds": 4.0},
+)
+
+
+def test_a_terminal_gets_the_table_and_a_file_gets_lines(tmp_path):
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal, (tmp_path / "log").open("w") as file:
+        assert isinstance(for_terminal(terminal), LiveTable)
+        assert isinstance(for_terminal(file), PlainLines)
+    os.close(master)
+
+
+def test_the_table_shows_every_event(capsys):
+    table = LiveTable()
+    for event in EVENTS:
+        table(event)
+    shown = capsys.readouterr().err
+    assert "recover" in shown and "failed" in shown and "[mind] the brackets" in shown
