@@ -167,8 +167,6 @@ class Evaluate(Section):
     """A folder with task files (lm-eval YAML) of your own. They are code: use only files you trust."""
     prompts: tuple[str, ...] = ()
     """Beginnings that every model continues, shown side by side in the report."""
-    compare_to: tuple[Literal["original", "parent"], ...] = ("original", "parent")
-    """What a step's figures are set beside."""
     batch_size: Positive = 32
     """Items scored at once. The same for every model, because it changes results in the last digits."""
 
