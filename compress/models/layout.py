@@ -1,60 +1,57 @@
 """Where a model's parts are, known from its configuration alone.
 
-A family (``families/<model_type>.py``) is a table: parameter name -> the axes of that tensor. Exact shapes,
-what each prunable unit touches and where hooks go are all read from that one table, so they cannot disagree.
+Exact shapes, what each prunable unit touches and where hooks go are all read from the family's one table
+(`family.Family.TENSORS`), so they cannot disagree.
 
 Units are what pruning removes as a whole: a layer, a KV group (one key-value head with the query heads that
-share it), an FFN neuron, a hidden channel. On the ``query`` axis a KV group owns
-``num_heads / num_kv_heads * head_dim`` consecutive rows, on ``key_value`` it owns ``head_dim``.
+share it), a query head inside its group, an FFN neuron, an expert, a neuron of an expert, a hidden channel.
+`Layout.width` says how many places of an axis one unit owns: on ``query`` a KV group owns
+``heads_per_group * head_dim`` consecutive rows and a head ``head_dim``; on ``key_value`` a group owns ``head_dim``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
-from typing import Any, Literal, Protocol, cast
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod, sqrt
+from typing import Any, cast
 
 from compress import plugins
 from compress.errors import InputError, nearest
+from compress.models.family import (
+    KEYS,
+    WIDTH_AXES,
+    Axis,
+    Config,
+    Dim,
+    Family,
+    Tensor,
+    WidthAxis,
+    flat,
+    option,
+)
 from compress.records import ModelSpec, TensorSpec
 
-Config = dict[str, Any]
-"""What ``config.json`` holds."""
-
-Axis = Literal["vocab", "hidden", "ffn", "query", "key_value", "head_dim"]
-
-
-WidthAxis = Literal["hidden", "ffn", "kv_groups"]
-"""What makes a model narrow or wide, counted in units: channels, neurons a layer, KV groups a layer."""
+__all__ = [
+    "Axis",
+    "Config",
+    "Dim",
+    "Family",
+    "Layout",
+    "Scale",
+    "Tensor",
+    "WidthAxis",
+    "is_known",
+    "layout",
+    "spec_from_config",
+]
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """A row of a family's table: the axes of one stored tensor and the setting its existence hangs on."""
+class Scale:
+    """A stored weight w becomes ``(w + offset) * factor - offset``."""
 
-    axes: tuple[Axis, ...]
-    when: str | None = None
-    unless: str | None = None
-
-    def exists(self, config: Mapping[str, Any]) -> bool:
-        return (self.when is None or bool(config.get(self.when))) and not (
-            self.unless is not None and config.get(self.unless)
-        )
-
-
-class Family(Protocol):
-    """What a file in ``families/`` holds. ``{layer}`` in a tensor's name stands for the layer's number."""
-
-    TENSORS: Mapping[str, Tensor]
-    """Every parameter the family can store."""
-    DEFAULTS: Mapping[str, Any]
-    """What transformers assumes for the settings a shape depends on when ``config.json`` omits them."""
-    HEADS_DIVIDE_HIDDEN: bool
-    """Whether transformers refuses a hidden size that is no multiple of the number of query heads."""
-    TINY: Mapping[str, Any]
-    """A configuration small enough to rehearse a pipeline with."""
-
-    def layer_types(self, config: Mapping[str, Any]) -> list[str] | None:
-        """Return the attention type of every layer where the omitted ``layer_types`` depends on the layer."""
+    factor: float
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,19 +67,26 @@ class Layout:
     num_kv_heads: int
     head_dim: int
     vocab: int
+    positions: int = 0
+    segments: int = 0
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_ffn: int = 0
+    _keys: Mapping[str, str | None] = field(default_factory=dict, repr=False)
 
     @property
     def heads_per_group(self) -> int:
         """Query heads that share one key-value head."""
         return self.num_heads // self.num_kv_heads
 
-    @property
-    def tensors(self) -> dict[str, tuple[Axis, ...]]:
+    @cached_property
+    def tensors(self) -> dict[str, tuple[Dim, ...]]:
         """The axes of every stored tensor, by full name."""
         return {
-            name.format(layer=layer): axes
+            name.format(layer=layer, expert=expert): axes
             for name, axes in self._rows()
-            for layer in range(self._copies(name))
+            for layer in range(self.num_layers if "{layer}" in name else 1)
+            for expert in range(self.num_experts if "{expert}" in name else 1)
         }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -93,41 +97,80 @@ class Layout:
     def num_parameters(self) -> int:
         return sum(self._copies(name) * prod(map(self.size, axes)) for name, axes in self._rows())
 
-    def size(self, axis: Axis) -> int:
-        """Return how long an axis is."""
-        if axis == "query":
-            return self.num_heads * self.head_dim
-        if axis == "key_value":
-            return self.num_kv_heads * self.head_dim
-        return int(getattr(self, axis))
+    def size(self, dim: Dim) -> int:
+        """Return how long a dimension is."""
+        if isinstance(dim, tuple):
+            return sum(map(self.size, dim))
+        heads = {"query": self.num_heads, "key_value": self.num_kv_heads, "heads_qkv": 3 * self.num_heads}
+        if dim in heads:
+            return heads[dim] * self.head_dim
+        return int(self.num_experts if dim == "experts" else getattr(self, dim))
 
     def length(self, axis: WidthAxis) -> int:
         """Return how many units there are along an axis."""
-        return {"hidden": self.hidden, "ffn": self.ffn, "kv_groups": self.num_kv_heads}[axis]
+        return {
+            "hidden": self.hidden,
+            "ffn": self.ffn,
+            "kv_groups": self.num_kv_heads,
+            "heads": self.heads_per_group,
+            "experts": self.num_experts,
+            "expert_ffn": self.expert_ffn,
+        }[axis]
+
+    @cached_property
+    def width_axes(self) -> tuple[WidthAxis, ...]:
+        """The axes this model can be narrowed along."""
+        dims = {dim for axes in self.tensors.values() for entry in axes for dim in flat(entry)}
+        there = {
+            "hidden": "hidden" in dims,
+            "ffn": "ffn" in dims,
+            "kv_groups": bool(dims & {"key_value", "heads_qkv"}),
+            "heads": "query" in dims and self.heads_per_group > 1,
+            "experts": "experts" in dims,
+            "expert_ffn": "expert_ffn" in dims,
+        }
+        return tuple(axis for axis in WIDTH_AXES if there[axis])
 
     @property
     def refusal(self) -> str | None:
-        """Why transformers would refuse these numbers of heads, if it would."""
-        heads, groups = self.num_heads, self.num_kv_heads
+        """Why transformers would refuse these sizes, if it would."""
+        heads, groups, model_type = self.num_heads, self.num_kv_heads, self.config["model_type"]
         if heads % groups:
             return f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})"
-        if self.family.HEADS_DIVIDE_HIDDEN and self.hidden % heads:
-            family = self.config["model_type"]
+        if self.heads_fill_hidden and self.hidden != heads * self.head_dim:
             return (
-                f"{family} needs a hidden_size that its {heads} attention heads divide; {self.hidden} is not"
+                f"{model_type} needs a hidden size of heads times their {self.head_dim} dimensions; "
+                f"{self.hidden} is not {heads} times that. Prune hidden and kv_groups together"
             )
+        if option(self.family, "HEADS_DIVIDE_HIDDEN") and self.hidden % heads:
+            return f"{model_type} needs a hidden_size that its {heads} attention heads divide; {self.hidden} is not"
+        if self.num_experts < self.experts_per_token:
+            return f"{self.num_experts} experts are fewer than the {self.experts_per_token} each token uses"
         return None
 
     @property
+    def heads_fill_hidden(self) -> bool:
+        """Whether the attention's width is the hidden size by construction: heads and channels go together."""
+        return self._keys.get("head_dim") is None
+
+    @cached_property
     def layers(self) -> list[str]:
         """Module names of the layers in the live model, first to last."""
-        prefix = next(name for name in self.family.TENSORS if "{layer}" in name).partition(".{layer}")[0]
-        return [f"{prefix}.{layer}" for layer in range(self.num_layers)]
+        return [f"{self._layer_prefix}.{layer}" for layer in range(self.num_layers)]
 
     def layer_of(self, tensor: str) -> int | None:
         """Return the number of the layer a tensor belongs to, ``None`` for those outside the layers."""
-        inside = tensor.removeprefix(self.layers[0].removesuffix("0"))
-        return None if inside == tensor else int(inside.partition(".")[0])
+        prefix = self._layer_prefix + "."
+        return int(tensor[len(prefix) :].partition(".")[0]) if tensor.startswith(prefix) else None
+
+    def expert_of(self, tensor: str) -> int | None:
+        """Return the number of the expert a tensor belongs to, ``None`` for those outside the experts."""
+        _, found, after = tensor.partition(".experts.")
+        return int(after.partition(".")[0]) if found else None
+
+    def live(self, module: str) -> str:
+        """Return the name in the live model of the module a stored tensor's name says."""
+        return str(option(self.family, "LIVE").get(module, module))
 
     def readers(self, axis: Axis) -> list[str]:
         """Return the linear modules whose input is `axis` and that write to the hidden state, by layer.
@@ -135,77 +178,165 @@ class Layout:
         ``ffn`` gives the ``down_proj``, ``query`` the ``o_proj`` modules.
         """
         return [
-            name.removesuffix(".weight") for name, axes in self.tensors.items() if axes == ("hidden", axis)
-        ]
-
-    @property
-    def norms(self) -> list[str]:
-        """Module names of the norms over the hidden state."""
-        suffix = "norm.weight"
-        return [
             name.removesuffix(".weight")
             for name, axes in self.tensors.items()
-            if axes == ("hidden",) and name.endswith(suffix)
-        ]
+            if self.layer_of(name) is not None and {*axes} == {"hidden", axis} and len(axes) == 2
+            and self.expert_of(name) is None and axes.index("hidden") == self.out_dim(name)
+        ]  # fmt: skip
+
+    def out_dim(self, tensor: str) -> int:
+        """Return which dimension of a stored linear weight its output runs along (1 in GPT-2's ``Conv1D``)."""
+        row = self.tensors[tensor]
+        return 1 if len(row) == 2 and option(self.family, "LINEAR_IS_IN_OUT") and self.layer_of(
+            tensor
+        ) is not None else 0  # fmt: skip
+
+    @cached_property
+    def norms(self) -> list[str]:
+        """Stored module names of the norms over the hidden state, in the table's order."""
+        return self._norms_over("hidden")
+
+    def rescaled(self, after: "Layout") -> dict[str, Scale]:
+        """Return how stored tensors must be scaled so that narrowing keeps the norms' outputs.
+
+        A norm divides by the mean square over *all* its channels; removed channels, the least active, leave the
+        sum nearly as it was, so gains grow by ``sqrt(H/H')``. Removing channels that are always zero is then
+        exact for RMSNorm. Embeddings that the model multiplies by ``sqrt(hidden_size)`` grow by the same factor,
+        and where the output head is tied to them, the last norm takes it back.
+        """
+        scales: dict[str, Scale] = {}
+        offset = float(option(self.family, "NORM_OFFSET"))
+        normed: tuple[Axis, ...] = ("hidden", "query", "key_value")
+        for axis in normed:
+            gain = sqrt(self.size(axis) / after.size(axis))
+            if gain != 1.0:
+                scales |= {f"{name}.weight": Scale(gain, offset) for name in self._norms_over(axis)}
+        if after.hidden != self.hidden and option(self.family, "EMBEDDING_TIMES_SQRT_HIDDEN"):
+            scales[self.embedding] = Scale(sqrt(self.hidden / after.hidden))
+            if self.tied:
+                scales.pop(f"{self.norms[-1]}.weight")
+        return scales
+
+    @cached_property
+    def embedding(self) -> str:
+        """The stored name of the token embedding."""
+        return next(name for name, axes in self.tensors.items() if axes == ("vocab", "hidden"))
+
+    @cached_property
+    def head(self) -> str | None:
+        """The stored name of the output head's weight, ``None`` when it is tied to the embedding."""
+        found = [name for name, axes in self.tensors.items() if axes == ("vocab", "hidden")]
+        return found[-1] if len(found) > 1 else None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the token embedding."""
+        return self.head is None
 
     def resized(
-        self, *, hidden: int | None = None, ffn: int | None = None, num_kv_heads: int | None = None
+        self,
+        *,
+        hidden: int | None = None,
+        ffn: int | None = None,
+        num_kv_heads: int | None = None,
+        heads_per_group: int | None = None,
+        num_experts: int | None = None,
+        expert_ffn: int | None = None,
+        vocab: int | None = None,
     ) -> "Layout":
         """Return the layout of a narrower model; query heads follow their key-value heads, `head_dim` stays.
 
         The norms' epsilon grows as the hidden size shrinks, so removing channels that are always zero, with
         the norm gains times ``sqrt(H/H')``, changes nothing: ``H'/H · (Σx²/H' + eps·H/H') = Σx²/H + eps``.
         """
-        hidden, ffn, groups = hidden or self.hidden, ffn or self.ffn, num_kv_heads or self.num_kv_heads
-        heads = groups * self.heads_per_group
-        if (hidden, ffn, groups) == (self.hidden, self.ffn, self.num_kv_heads):
-            return self
-        config = self.config | {
-            "hidden_size": hidden,
-            "intermediate_size": ffn,
-            "num_attention_heads": heads,
-            "num_key_value_heads": groups,
-            "head_dim": self.head_dim,
+        groups = num_kv_heads or self.num_kv_heads
+        wanted = {
+            "hidden": hidden or self.hidden,
+            "ffn": ffn or self.ffn,
+            "num_kv_heads": groups,
+            "num_heads": groups * (heads_per_group or self.heads_per_group),
+            "num_experts": num_experts or self.num_experts,
+            "expert_ffn": expert_ffn or self.expert_ffn,
+            "vocab": vocab or self.vocab,
         }
-        if hidden != self.hidden:
-            eps = self.config.get("rms_norm_eps", self.family.DEFAULTS["rms_norm_eps"])
-            config["rms_norm_eps"] = eps * self.hidden / hidden
-        return replace(self, config=config, hidden=hidden, ffn=ffn, num_heads=heads, num_kv_heads=groups)
+        changed = {name: size for name, size in wanted.items() if size != getattr(self, name)}
+        if not changed:
+            return self
+        sizes = wanted | {"head_dim": self.head_dim}
+        written = {
+            name for name in sizes if name in changed or name in ("num_kv_heads", "num_heads", "head_dim")
+        }
+        written |= {"hidden", "ffn"} if self._keys.get("ffn") and self.ffn else {"hidden"}
+        config = self.config | {key: sizes[name] for name in written if (key := self._keys.get(name))}
+        epsilon = option(self.family, "EPSILON")
+        if "hidden" in changed and epsilon is not None:
+            eps = self.config.get(epsilon, self.family.DEFAULTS[epsilon])
+            config[epsilon] = eps * self.hidden / sizes["hidden"]
+        narrower: Layout = replace(self, config=config, **cast(dict[str, Any], changed))
+        return narrower
+
+    def to_lengths(self, lengths: Mapping[WidthAxis, int]) -> "Layout":
+        """Return the layout with these numbers of units, an axis that is not named as it is."""
+        return self.resized(
+            hidden=lengths.get("hidden"),
+            ffn=lengths.get("ffn"),
+            num_kv_heads=lengths.get("kv_groups"),
+            heads_per_group=lengths.get("heads"),
+            num_experts=lengths.get("experts"),
+            expert_ffn=lengths.get("expert_ffn"),
+        )
 
     def with_layers(self, kept: Sequence[int]) -> "Layout":
         """Return the layout that has only the `kept` layers, each with its own attention type."""
-        config = self.config | {"num_hidden_layers": len(kept)}
+        config = self.config | {str(self._keys["layers"]): len(kept)}
         types = self.config.get("layer_types") or self.family.layer_types(self.config)
         if types:
             config["layer_types"] = [types[layer] for layer in kept]
         return replace(self, config=config, num_layers=len(kept))
 
-    def _rows(self) -> Iterator[tuple[str, tuple[Axis, ...]]]:
+    @cached_property
+    def _layer_prefix(self) -> str:
+        return next(name for name in self.family.TENSORS if "{layer}" in name).partition(".{layer}")[0]
+
+    def _norms_over(self, axis: Axis) -> list[str]:
+        """Every one-dimensional stored ``weight`` is a norm's: linear modules and embeddings have two."""
+        suffix = ".weight"
+        return [
+            name.removesuffix(suffix)
+            for name, axes in self.tensors.items()
+            if axes == (axis,) and name.endswith(suffix)
+        ]
+
+    def _rows(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
         settings = {**self.family.DEFAULTS, **self.config}
         return ((name, row.axes) for name, row in self.family.TENSORS.items() if row.exists(settings))
 
     def _copies(self, name: str) -> int:
-        return self.num_layers if "{layer}" in name else 1
+        layers = self.num_layers if "{layer}" in name else 1
+        return layers * (self.num_experts if "{expert}" in name else 1)
 
 
 def layout(config: Config) -> Layout:
     """Return where the parts of a model are. Raises `InputError` for an unknown family or bad sizes."""
-    settings = {**(family := _family(config)).DEFAULTS, **config}
-    heads = _size(settings, "num_attention_heads")
-    hidden = _size(settings, "hidden_size")
+    family = _family(config)
+    if (reason := option(family, "refusal")({**family.DEFAULTS, **config})) is not None:
+        raise InputError(f"this {config['model_type']} model cannot be compressed: {reason}")
+    keys = _names(config, family)
+    settings = {**family.DEFAULTS, **config}
+    sizes: dict[str, Any] = {name: settings.get(key) for name, key in keys.items() if key}
     # transformers reads a null (or, for the head dimension, an absent) setting as "as without grouping".
-    settings["num_key_value_heads"] = settings.get("num_key_value_heads") or heads
-    settings["head_dim"] = settings.get("head_dim") or hidden // heads
+    sizes["num_kv_heads"] = sizes.get("num_kv_heads") or sizes["num_heads"]
+    for name in ("hidden", "num_heads"):
+        sizes[name] = _size(sizes[name], keys[name])
+    sizes["head_dim"] = sizes.get("head_dim") or sizes["hidden"] // sizes["num_heads"]
+    if (times := option(family, "FFN_TIMES_HIDDEN")) and sizes.get("ffn") is None:
+        sizes["ffn"] = times * sizes["hidden"]
     result = Layout(
         config=config,
         family=family,
-        num_layers=_size(settings, "num_hidden_layers"),
-        hidden=hidden,
-        ffn=_size(settings, "intermediate_size"),
-        num_heads=heads,
-        num_kv_heads=_size(settings, "num_key_value_heads"),
-        head_dim=_size(settings, "head_dim"),
-        vocab=_size(settings, "vocab_size"),
+        num_layers=_size(sizes.pop("layers"), keys["layers"]),
+        _keys=keys,
+        **{name: _size(size, keys[name]) for name, size in sizes.items()},
     )
     if result.refusal is not None:
         raise InputError(result.refusal)
@@ -224,6 +355,27 @@ def is_known(config: Config) -> bool:
     return config.get("model_type") in plugins.available("models.families")
 
 
+def _names(config: Config, family: Family) -> dict[str, str | None]:
+    """Return, for every size a family has, the name the configuration has it under."""
+    dims = {axis for row in family.TENSORS.values() for dim in row.axes for axis in flat(dim)}
+    has_experts = "experts" in dims
+    there = {
+        "ffn": "ffn" in dims,
+        "positions": "positions" in dims,
+        "segments": "segments" in dims,
+        "num_experts": has_experts,
+        "experts_per_token": has_experts,
+        "expert_ffn": has_experts,
+    }
+    names: dict[str, str | None] = {}
+    for size, usual in KEYS.items():
+        own = option(family, "KEYS").get(size, usual)
+        candidates = (own,) if isinstance(own, str) else (own or ())
+        if there.get(size, True):
+            names[size] = next((c for c in candidates if c in config), candidates[0] if candidates else None)
+    return names
+
+
 def _family(config: Config) -> Family:
     name = config.get("model_type")
     if not isinstance(name, str):
@@ -237,8 +389,7 @@ def _family(config: Config) -> Family:
     return cast(Family, plugins.load("models.families", name))
 
 
-def _size(settings: Mapping[str, Any], key: str) -> int:
-    value = settings.get(key)
+def _size(value: object, key: str | None) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(
             f"the model's configuration has {key}: {value!r}; it must be a positive whole number"

@@ -67,7 +67,7 @@ def read_header(path: Path) -> dict[str, TensorSpec]:
     }
 
 
-def write_shards(folder: Path, shards: Shards, load: Callable[[str], bytes]) -> None:
+def write_shards(folder: Path, shards: Shards, load: Callable[[str], bytes | memoryview]) -> None:
     """Write a checkpoint's weight files, holding one tensor in memory at a time.
 
     `load` returns the little-endian bytes of the tensor of that name, as its spec in `shards` says.
@@ -77,7 +77,8 @@ def write_shards(folder: Path, shards: Shards, load: Callable[[str], bytes]) -> 
             file.write(_header(tensors))
             for tensor, spec in tensors.items():
                 data = load(tensor)
-                assert len(data) == spec.num_bytes, f"{tensor}: {len(data)} bytes for {spec}"
+                size = memoryview(data).nbytes
+                assert size == spec.num_bytes, f"{tensor}: {size} bytes for {spec}"
                 file.write(data)
     if list(shards) != [WEIGHTS]:
         weight_map = {tensor: name for name, tensors in shards.items() for tensor in tensors}

@@ -71,7 +71,8 @@ def rehearse(config: Config) -> Config:
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     """Score the layers, keep the highest, and write the checkpoint and ``pruning_map.json``."""
     from compress.prune.calibration import score_units
-    from compress.prune.slicing import Kept, top, write_map, write_pruned
+    from compress.prune.kept import Kept, top, write_map
+    from compress.prune.slicing import write_pruned
 
     assert parent.spec is not None
     before = layout(parent.spec.config)
@@ -80,7 +81,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     kept = top(scores["layers"], _decide(before, config))
     layers: list[int] = kept.tolist()
     write_pruned(parent.path, context.folder, before, before.with_layers(layers), Kept(layers, {}))
-    write_map(context.folder, {"layers": kept}, scores)
+    write_map(context.folder, Kept(layers), scores, before.num_layers)
     removed = [layer for layer in range(before.num_layers) if layer not in layers]
     facts = {"layers": len(layers), "removed_layers": removed}
     return Outcome(spec=read_spec(context.folder), facts=facts)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-Unit = Literal["layers", "hidden", "ffn", "kv_groups"]
+Unit = Literal["layers", "hidden", "ffn", "kv_groups", "heads", "experts", "expert_ffn"]
 
 
 class Importance(Protocol):
@@ -30,7 +30,8 @@ class Importance(Protocol):
     def score(
         self, model: "PreTrainedModel", layout: Layout, batches: "Iterable[Tensor]"
     ) -> "dict[Unit, Tensor]":
-        """Return fp64 scores: layers ``[L]``, hidden ``[H]``, ffn ``[L, F]``, kv_groups ``[L, G]``.
+        """Return fp64 scores: layers ``[L]``, hidden ``[H]``, ffn ``[L, F]``, kv_groups ``[L, G]``,
+        heads ``[L, G, h]``, experts ``[L, E]``, expert_ffn ``[L, E, F]``.
 
         Called in inference mode. `batches` are token ids ``[B, T]`` without padding, on the model's device.
         """

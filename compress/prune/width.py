@@ -89,7 +89,8 @@ def rehearse(config: Config) -> Config:
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     """Score the units, keep the highest, and write the sliced checkpoint and ``pruning_map.json``."""
     from compress.prune.calibration import score_units
-    from compress.prune.slicing import Kept, top, write_map, write_pruned
+    from compress.prune.kept import Kept, top, write_map
+    from compress.prune.slicing import write_pruned
 
     assert parent.spec is not None
     before = layout(parent.spec.config)
@@ -98,7 +99,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     scores = score_units(parent.path, before, importance(config.importance, AXES), config.samples, context)
     kept = Kept(range(before.num_layers), {axis: top(scores[axis], count) for axis, count in counts.items()})
     write_pruned(parent.path, context.folder, before, after, kept)
-    write_map(context.folder, kept.units, scores)
+    write_map(context.folder, kept, scores, before.num_layers)
     return Outcome(spec=read_spec(context.folder), facts={KEYS[axis]: after.length(axis) for axis in AXES})
 
 

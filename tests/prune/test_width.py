@@ -220,7 +220,7 @@ def test_weights_that_are_not_finite_stop_the_step(tmp_path):
         ({"target": {"params": "50%", "hidden_size": 8}}, "give either `params`"),
         ({"target": {"params": "a lot"}}, "a share like 50%"),
         ({"target": {"hidden_size": 0}}, "greater than or equal to 1"),
-        ({"target": {"params": "50%"}, "axes": ["heads"]}, "'hidden', 'ffn' or 'kv_groups'"),
+        ({"target": {"params": "50%"}, "axes": ["rows"]}, "'hidden', 'ffn'"),
         ({"target": {"params": "50%"}, "axes": []}, "at least 1 item"),
         ({"target": {"params": "50%"}, "aling": {}}, "Extra inputs"),
     ],

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from compress.models.layout import Tensor
+from compress.models.family import Tensor
 
 TENSORS = {
     "model.embed_tokens.weight": Tensor(("vocab", "hidden")),

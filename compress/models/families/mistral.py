@@ -6,8 +6,6 @@ TENSORS = {name: row for name, row in llama.TENSORS.items() if row.when is None}
 
 DEFAULTS = llama.DEFAULTS | {"intermediate_size": 14336, "num_key_value_heads": 8}
 
-HEADS_DIVIDE_HIDDEN = False
-
 TINY = llama.TINY | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
 
 layer_types = llama.layer_types

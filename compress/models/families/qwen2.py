@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.models.families import mistral
-from compress.models.layout import Tensor
+from compress.models.family import Tensor
 
 TENSORS = mistral.TENSORS | {
     "model.layers.{layer}.self_attn.q_proj.bias": Tensor(("query",)),
@@ -20,8 +20,6 @@ DEFAULTS = mistral.DEFAULTS | {
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
-
-HEADS_DIVIDE_HIDDEN = False
 
 TINY = mistral.TINY | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 

@@ -1,7 +1,7 @@
 """Qwen3: Llama with norms on every query and key head, a head dimension of its own, and Qwen2's windows."""
 
 from compress.models.families import llama, qwen2
-from compress.models.layout import Tensor
+from compress.models.family import Tensor
 
 TENSORS = {name: row for name, row in llama.TENSORS.items() if row.when != "mlp_bias"} | {
     "model.layers.{layer}.self_attn.q_norm.weight": Tensor(("head_dim",)),
@@ -9,8 +9,6 @@ TENSORS = {name: row for name, row in llama.TENSORS.items() if row.when != "mlp_
 }
 
 DEFAULTS = qwen2.DEFAULTS | {"head_dim": 128}
-
-HEADS_DIVIDE_HIDDEN = False
 
 TINY = llama.TINY | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
 
