@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
@@ -60,6 +61,27 @@ def references(config: type[BaseModel]) -> dict[str, Literal["model", "data"]]:
     return found
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Work a step wants done before it, as a result of its own: shared, cached and shown."""
+
+    use: str
+    """The module that does it, such as ``prune.scores``; usually an internal one."""
+    config: StepConfig
+    """Its settings. References in them are resolved as a step's are."""
+
+
+def prepared(module: Any, config: StepConfig) -> dict[str, Prepared]:
+    """Return what a module wants done before it, by the name its `run` finds it under; most want nothing."""
+    asked: dict[str, Prepared] = module.prepare(config) if hasattr(module, "prepare") else {}
+    return asked
+
+
+def needed(module: Any, config: StepConfig) -> tuple[str, ...]:
+    """Return the names of all inputs a module finds beside its parent: its references and what it prepares."""
+    return (*references(type(config)), *prepared(module, config))
+
+
 class Context(Protocol):
     """What the engine gives a running step or measurement."""
 
@@ -73,7 +95,7 @@ class Context(Protocol):
 
     @property
     def inputs(self) -> Mapping[str, Artifact]:
-        """The artifacts named by the settings (``teacher``, ``data``), beside the parent."""
+        """The artifacts named by the settings (``teacher``, ``data``) and by `prepare`, beside the parent."""
 
     @property
     def seed(self) -> int: ...
@@ -91,9 +113,30 @@ class Context(Protocol):
     def warn(self, message: str) -> None:
         """Tell the user, and write into the record, what could not be done as asked."""
 
+    def submit(
+        self,
+        use: str,
+        settings: Mapping[str, Any],
+        parent: Artifact,
+        inputs: Mapping[str, Artifact] | None = None,
+    ) -> Artifact:
+        """Return what another module makes of `parent`: from the store, or done now in a process of its own.
+
+        For work that only a running step knows of (a search's candidates). It is keyed as a planned node is, so a
+        resumed or another run finds it. `inputs` holds an artifact for every reference in its settings and all it
+        prepares. What it raised is raised here. Submitted work submits nothing itself.
+        """
+
 
 class Step(Protocol):
-    """A module that turns one artifact into another."""
+    """A module that turns one artifact into another.
+
+    It may also define ``prepare(config) -> dict[str, Prepared]``: work on the step's own parent that is done before
+    it and arrives in ``context.inputs`` under the given names. Steps that ask for the same share it.
+
+    A module with the line ``INTERNAL = True`` is no YAML name: it is only prepared or submitted by others. Where it
+    makes no model it needs no `predict`, `estimate` or `rehearse`.
+    """
 
     Config: type[StepConfig]
     VERSION: int
@@ -181,9 +224,11 @@ def _step_names() -> Iterator[str]:
 
 
 def _is_step(name: str) -> bool:
-    """A module is a step when its source defines ``PRODUCES``; reading it avoids importing every helper."""
-    module = f"compress.{name}" if "." in name else f"compress.{name}.step"
+    """A module is a step when its source defines ``PRODUCES`` and is not ``INTERNAL``; reading avoids importing it."""
+    entries = _entry_points().select(name=name)
+    module = next((e.module for e in entries), f"compress.{name}" if "." in name else f"compress.{name}.step")
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        return bool(_entry_points().select(name=name))
-    return "\nPRODUCES" in Path(spec.origin).read_text(encoding="utf-8")
+        return bool(entries)  # an entry point without its module: using it says what is wrong
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    return "\nPRODUCES" in source and "\nINTERNAL = True" not in source

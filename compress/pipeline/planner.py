@@ -9,15 +9,14 @@ from typing import Any
 
 from compress import plugins
 from compress.digests import DigestMemo, canonical_digest, folder_content
-from compress.environment import NUMERICS, device_class, hardware_fingerprint, package_versions
+from compress.environment import hardware_fingerprint, package_versions
 from compress.errors import InputError
 from compress.pipeline import origin
+from compress.pipeline.keys import ingredients
 from compress.pipeline.plan import Node, Plan, Role
 from compress.pipeline.schema import Baseline, Pipeline, StepEntry
-from compress.plugins import StepConfig
+from compress.plugins import Prepared, StepConfig
 from compress.records import Artifact, ModelSpec, Work
-
-KEY_VERSION = 1
 
 
 def make_plan(pipeline: Pipeline, memo: DigestMemo, rehearsal: bool = False) -> Plan:
@@ -42,7 +41,6 @@ class Builder:
         self.nodes: dict[str, Node] = {}
         self.tokenizer = "original"
         """The node whose folder holds the tokenizer all data is made with."""
-        self._libraries = package_versions(NUMERICS) | {"device": device_class()}
 
     def build(self) -> None:
         """Add everything: the original, the baselines, the steps, each followed by its measurements."""
@@ -69,32 +67,21 @@ class Builder:
         module = plugins.internal(use)
         inputs = dict(inputs or {})
         seed = self.pipeline.seed if seed is None else seed
-        ingredients = {
-            "key version": KEY_VERSION,
-            "use": use,
-            "step version": module.VERSION,
-            "settings": config.model_dump(mode="json", exclude=set(inputs))
-            if content is None
-            else dict(content),
-            "parent": self.nodes[parent].key if parent else None,
-            "inputs": {field: self.nodes[node].key for field, node in inputs.items()},
-            "seed": seed,
-            **self._libraries,
-        }
+        made_of = self._ingredients(use, config, parent, inputs, seed, content)
         spec, work = self._predict(module, config, parent, inputs)
         node = Node(
             name=name,
             use=use,
             role=role,
             kind="measurements" if role == "measurement" else module.PRODUCES,
-            key=canonical_digest(ingredients),
+            key=canonical_digest(made_of),
             config=config,
             parent=parent,
             inputs=inputs,
             seed=seed,
             spec=spec,
             work=work,
-            ingredients=ingredients,
+            ingredients=made_of,
         )
         self.nodes[name] = node
         return node
@@ -152,15 +139,55 @@ class Builder:
         if parent.kind not in module.ACCEPTS:
             raise InputError(self._refusal(step, module.ACCEPTS, parent))
         config = module.rehearse(step.config) if self.rehearsal else step.config
-        inputs = {}
-        for field, to in plugins.references(type(config)).items():
-            name = getattr(config, field)
-            inputs[field] = self.add_data(name) if to == "data" else name
         try:
+            inputs = self._inputs(module, config, step.parent)
             self.add(step.name, step.use, config, role, parent=step.parent, inputs=inputs)
         except InputError as error:
             raise InputError(f"{step.where}: step '{step.name}': {error}") from error
         self._measure(step.name)
+
+    def _inputs(self, module: Any, config: StepConfig, parent: str) -> dict[str, str]:
+        """Return the nodes of everything a module is given beside its parent; add those not there yet."""
+        inputs = {}
+        for field, to in plugins.references(type(config)).items():
+            name = getattr(config, field)
+            inputs[field] = self.add_data(name) if to == "data" else name
+        for field, prepared in plugins.prepared(module, config).items():
+            assert field not in type(config).model_fields, f"'{field}' is prepared and a setting"
+            inputs[field] = self._add_prepared(prepared, parent)
+        return inputs
+
+    def _add_prepared(self, prepared: Prepared, parent: str) -> str:
+        """Add the node a step asks for before it runs, unless one of the same key is there; return its name."""
+        module = plugins.internal(prepared.use)
+        kind = self.nodes[parent].kind
+        assert kind in module.ACCEPTS, (
+            f"{prepared.use} does not accept {kind}, which a step that prepares it does"
+        )
+        inputs = self._inputs(module, prepared.config, parent)
+        seed = self.pipeline.seed
+        key = canonical_digest(self._ingredients(prepared.use, prepared.config, parent, inputs, seed))
+        for node in self.nodes.values():
+            if node.key == key:
+                return node.name
+        name = f"{parent}/{prepared.use.rpartition('.')[2]}"
+        if name in self.nodes:
+            name = f"{name}-{key[:8]}"
+        self.add(name, prepared.use, prepared.config, "internal", parent=parent, inputs=inputs, seed=seed)
+        return name
+
+    def _ingredients(
+        self,
+        use: str,
+        config: StepConfig,
+        parent: str | None,
+        inputs: Mapping[str, str],
+        seed: int,
+        content: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        parent_key = self.nodes[parent].key if parent else None
+        input_keys = {field: self.nodes[name].key for field, name in inputs.items()}
+        return ingredients(use, config, parent_key, input_keys, seed, content)
 
     def _refusal(self, step: StepEntry, accepts: tuple[str, ...], parent: Node) -> str:
         fits = [node.name for node in self.nodes.values() if node.is_model and node.kind in accepts]
@@ -173,11 +200,11 @@ class Builder:
     def _predict(
         self, module: Any, config: StepConfig, parent: str | None, inputs: Mapping[str, str]
     ) -> tuple[ModelSpec | None, Work]:
-        if not hasattr(module, "predict"):
-            return None, Work()
+        """Return the spec and work a module foretells. What makes no model predicts none."""
         before = self.nodes[parent].spec if parent else None
         specs = {field: spec for field, node in inputs.items() if (spec := self.nodes[node].spec)}
-        return module.predict(before, config), module.estimate(before, config, specs)
+        spec = module.predict(before, config) if hasattr(module, "predict") else None
+        return spec, module.estimate(before, config, specs) if hasattr(module, "estimate") else Work()
 
     def _measure(self, name: str) -> None:
         """Add the four measurements of a model: quality, divergence from the original, latency, memory."""
