@@ -3,12 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from compress.errors import InputError, StepFailed
+from compress.models.family import option
+from compress.models.layout import is_known, layout
 from compress.models.spec import copy_tokenizer, read_spec, stored_dtype
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -22,7 +31,7 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = 
     """
     spec = read_spec(folder)
     with quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(spec.config).from_pretrained(
             folder,
             dtype=dtype or DTYPES[stored_dtype(spec)],
             local_files_only=True,
@@ -32,6 +41,12 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = 
         )
     _check_loaded(folder, model, info)
     return model.to(device).eval()
+
+
+def auto_class(config: dict[str, Any]) -> Any:
+    """Return transformers' auto class for a configuration: causal language models, or masked ones for encoders."""
+    is_encoder = is_known(config) and option(layout(config).family, "ENCODER")
+    return AutoModelForMaskedLM if is_encoder else AutoModelForCausalLM
 
 
 def save_model(model: PreTrainedModel, folder: Path, *, like: Path) -> None:
