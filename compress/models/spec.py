@@ -21,6 +21,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "spiece.model",
     "chat_template*",
+    "token_map.json",
 )
 """Patterns of the files a tokenizer may consist of."""
 
