@@ -9,6 +9,7 @@ alike. Heads it leaves alone, because grouped queries are no group to it.
 import importlib
 import subprocess
 import sys
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +24,8 @@ from compress.models.checkpoint import load_model, quiet, save_model
 from .cutting import TOLERANCE, Shape
 
 EXAMPLE_SECONDS = 60
-ROUND_TO = 16
-RATIO_STEP = 0.0125
+ROUND_TO = 8
+RATIO_STEP = 1 / 160
 
 
 class CannotPrune(Exception):
@@ -35,15 +36,21 @@ def by_torch_pruning(teacher_folder: Path, budget: float, seed: int, out_folder:
     """Prune at the smallest ratio that meets the budget."""
     whole = load_model(teacher_folder).config.to_dict()
     wanted = budget * Shape.of(whole).num_parameters(whole) * TOLERANCE
-    for step in range(1, round(1 / RATIO_STEP)):
+
+    def pruned(step: int) -> PreTrainedModel:
         model = load_model(teacher_folder)
-        _prune(model, ratio := step * RATIO_STEP)
-        config = model.config.to_dict()
-        if Shape.of(config).num_parameters(config) <= wanted:
-            out_folder.mkdir(parents=True, exist_ok=True)
-            save_model(model, out_folder, like=teacher_folder)
-            return {"ratio": ratio, "shape": vars(Shape.of(config))}
-    raise CannotPrune(f"no ratio leaves {budget:.0%} of the parameters")
+        _prune(model, step * RATIO_STEP)
+        return model
+
+    def fits(step: int) -> bool:
+        config = pruned(step).config.to_dict()
+        return Shape.of(config).num_parameters(config) <= wanted
+
+    steps = range(1, round(0.9 / RATIO_STEP))
+    model = pruned(step := steps[bisect_left(steps, True, key=fits)])
+    out_folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, out_folder, like=teacher_folder)
+    return {"ratio": step * RATIO_STEP, "shape": vars(Shape.of(model.config.to_dict()))}
 
 
 def by_published_example(teacher_folder: Path, budget: float, seed: int, out_folder: Path) -> dict[str, Any]:
@@ -69,7 +76,8 @@ def _prune(model: PreTrainedModel, ratio: float) -> None:
     config.intermediate_size = model.base_model.layers[0].mlp.up_proj.weight.shape[0]
     model.get_input_embeddings().embedding_dim = config.hidden_size
     if config.tie_word_embeddings:
-        # The pruner replaces both parameters; their values are still the same.
+        # The pruner cuts both into parameters of their own, by the same channels.
+        assert torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
 
 
