@@ -140,6 +140,20 @@ ModelRole = Literal["original", "student", "baseline"]
 """The checkpoint everything starts from, what the pipeline's steps make, and what a user might pick instead."""
 
 
+class ChildRecord(Record):
+    """Work done for a step as a result of its own: prepared before it, or submitted by it while it ran."""
+
+    use: str
+    settings: dict[str, JsonValue]
+    key: str
+    seconds: float
+    how: Literal["prepared", "submitted"] = "submitted"
+    facts: dict[str, JsonValue] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    realized: Size | None = None
+    """``None`` when it made no model."""
+
+
 class StepRecord(Record):
     """One step of one run: what was asked, what it made, what it took, what was measured."""
 
@@ -164,6 +178,8 @@ class StepRecord(Record):
     curve: tuple[CurvePoint, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     generations: tuple[Generation, ...] = ()
+    children: tuple[ChildRecord, ...] = ()
+    """Their time is part of `seconds`. What several steps prepare alike stands with the first of them."""
 
 
 class GateResult(Record):

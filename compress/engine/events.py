@@ -1,7 +1,8 @@
 """What happens during a run, told three ways: a live table on a terminal, plain lines elsewhere, and a file.
 
 An event is a small dict: ``event`` is ``plan``, ``cached``, ``start``, ``progress``, ``warning``, ``waiting``,
-``done``, ``failed`` or ``finish``; ``node`` names the plan's node it is about.
+``done``, ``failed`` or ``finish``; ``node`` names the plan's node it is about. ``child start``, ``child done`` and
+``child failed`` tell of work a running node submitted; its events carry the name of the ``child`` beside the node's.
 """
 
 import json
@@ -42,7 +43,11 @@ class PlainLines:
             self._last = time.monotonic()
             self._say(f"{node}: {describe_progress(event)}")
         elif kind in ("warning", "waiting"):
-            self._say(f"{node}: {kind}: {event['message']}")
+            self._say(f"{whose(event)}: {kind}: {event['message']}")
+        elif kind == "child done":
+            self._say(f"{whose(event)}: done in {duration(event['seconds'])}")
+        elif kind == "child failed":
+            self._say(f"{whose(event)}: failed: {event['message']}")
         elif kind == "done":
             self._say(f"{node}: done in {event['seconds']:.1f} s")
         elif kind == "plan" and event["num_cached"]:
@@ -52,8 +57,16 @@ class PlainLines:
         print(line, file=self._stream, flush=True)
 
 
+def whose(event: Event) -> str:
+    """Return what an event is about: a node, or a node's child."""
+    return f"{event['node']}: {event['child']}" if "child" in event else str(event["node"])
+
+
 def describe_progress(event: Event) -> str:
-    """Return progress as a person reads it: ``41 % of 600,000 tokens, loss 2.31, 9,800 tokens/s, 35 s left``."""
+    """Return progress as a person reads it: ``41 % of 600,000 tokens, loss 2.31, 9,800 tokens/s, 35 s left``.
+
+    That of a child begins with its name: ``width-3f2a90c1: 41 % of …``.
+    """
     done, total, unit = event["done"], event["total"], event["unit"]
     parts = [f"{100 * done / total:.0f} % of {total:,.0f} {unit}" if total else f"{done:,.0f} {unit}"]
     figures = dict(event.get("figures", {}))
@@ -63,7 +76,7 @@ def describe_progress(event: Event) -> str:
         parts.append(f"{rate:,.0f} tokens/s")
     if "seconds_left" in event:
         parts.append(f"{duration(event['seconds_left'])} left")
-    return ", ".join(parts)
+    return (f"{event['child']}: " if "child" in event else "") + ", ".join(parts)
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,6 @@ What is finished is kept, whatever happens next; the record on disk is up to dat
 `report` tell the truth about a run that still works, failed or was stopped.
 """
 
-import json
 import os
 import shutil
 import threading
@@ -12,20 +11,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from compress import plugins
 from compress.engine.events import Clock, Listener, log_path
 from compress.engine.gates import Gates, judge
 from compress.engine.rates import Rates, estimated_memory_bytes
+from compress.engine.recorder import Recorder
 from compress.engine.runs import save_record
 from compress.engine.store import Store
 from compress.engine.tasks import Task
-from compress.engine.workers import Workers
+from compress.engine.workers import OnEvent, Workers
 from compress.environment import available_memory_bytes, device_class
 from compress.errors import CompressError, DoesNotFit, GateFailed, Interrupted, Preempted
 from compress.pipeline.plan import Node, Plan
-from compress.records import Artifact, GateResult, Generation, Measurement, ModelRole, RunRecord, StepRecord
+from compress.records import Artifact, GateResult, RunRecord
 
 GIB = 2**30
 
@@ -43,6 +42,7 @@ class Execution:
         self._gates = gates
         self._listen = listen
         self._rates = Rates(store.root)
+        self._recorder = Recorder(plan, store, draft.usd_per_hour, draft.utilisation)
         self._artifacts: dict[str, Artifact] = {}
         self._fresh: set[str] = set()
         self._started = time.monotonic()
@@ -150,13 +150,35 @@ class Execution:
                 self._finish_node(running.pop(future), future)
 
     def _work(self, node: Node, workers: Workers) -> None:
+        def submitted(child: Task, submitter: int) -> None:
+            self._work_child(node, child, submitter, workers)
+
+        where = {"node": node.name, "about": node.about}
+        log = log_path(self._folder, node.name)
+        workers.run(self._task(node), log, self._forward(where), submitted)
+
+    def _work_child(self, node: Node, child: Task, submitter: int, workers: Workers) -> None:
+        """Do what a node's worker submitted, told as part of the node. Raises what the child raised."""
+        where = {"node": node.name, "about": node.about, "child": child.child_name}
+        log = log_path(self._folder, f"{node.name}/{child.child_name}")
+        started = time.monotonic()
+        self._tell(event="child start", **where, use=child.use)
+        try:
+            workers.run(child, log, self._forward(where), submitter=submitter)
+        except CompressError as error:
+            self._tell(event="child failed", **where, message=str(error))
+            raise
+        self._tell(event="child done", **where, seconds=time.monotonic() - started)
+
+    def _forward(self, where: dict[str, str]) -> OnEvent:
+        """Return a listener that passes a worker's events on, saying whose they are."""
         clock = Clock()
 
         def forward(event: dict[str, Any]) -> None:
             if event["event"] in ("progress", "warning", "waiting"):
-                self._tell(**clock.timed({**event, "node": node.name, "about": node.about}))
+                self._tell(**clock.timed({**event, **where}))
 
-        workers.run(self._task(node), log_path(self._folder, node.name), forward)
+        return forward
 
     def _finish_node(self, node: Node, future: Future[None]) -> None:
         """Take note of a result. Raises what the node raised, saying whose it was."""
@@ -199,64 +221,11 @@ class Execution:
         if name not in self._artifacts or not self._plan[name].is_model:
             return
         done = {step.name: step for step in self.record.steps}
-        done[name] = self._step_record(self._plan[name])
+        done[name] = self._recorder.step(self._plan[name], self._artifacts, cached=name not in self._fresh)
         steps = tuple(done[node.name] for node in self._plan.models if node.name in done)
         seconds = time.monotonic() - self._started
         self.record = self.record.model_copy(update={"steps": steps, "seconds": seconds})
         save_record(self.record, self._folder)
-
-    def _step_record(self, node: Node) -> StepRecord:
-        artifact = self._artifacts[node.name]
-        made: dict[str, Any] = self._store.manifest(node.key) if not node.given else {}
-        assert artifact.spec is not None
-        predicted = node.spec or artifact.spec
-        facts = dict(artifact.facts)
-        measurements, generations = self._measured(node)
-        return StepRecord(
-            name=node.name,
-            use=node.use,
-            kind=node.kind,
-            role=cast(ModelRole, node.role),
-            parent=self._visible_parent(node),
-            key=node.key,
-            cached=node.name not in self._fresh,
-            settings=node.config.model_dump(mode="json"),
-            inputs=node.inputs,
-            seconds=made.get("seconds", 0.0),
-            peak_memory_bytes=made.get("peak_memory_bytes", 0),
-            disk_bytes=made.get("disk_bytes") or _model_bytes(artifact.path),
-            predicted=predicted.size,
-            realized=artifact.spec.size,
-            estimated_seconds=made.get("estimated_seconds"),
-            estimated_peak_memory_bytes=estimated_memory_bytes(node),
-            curve=facts.pop("curve", ()),
-            facts=facts,
-            warnings=made.get("warnings", ()),
-            measurements=measurements,
-            generations=generations,
-        )
-
-    def _visible_parent(self, node: Node) -> str | None:
-        return node.parent if node.parent and self._plan[node.parent].is_model else None
-
-    def _measured(self, node: Node) -> tuple[tuple[Measurement, ...], tuple[Generation, ...]]:
-        measurements: list[Measurement] = []
-        generations: list[Generation] = []
-        for measurement in self._plan.measurements_of(node.name):
-            if measurement.name not in self._artifacts:
-                continue
-            folder = self._artifacts[measurement.name].path
-            measurements += map(
-                Measurement.model_validate, json.loads((folder / "measurements.json").read_text())
-            )
-            if (folder / "generations.json").exists():
-                generations += map(
-                    Generation.model_validate, json.loads((folder / "generations.json").read_text())
-                )
-        if self.record.usd_per_hour is not None:
-            cost = plugins.internal("measure.cost")
-            measurements += cost.costs(measurements, self.record.usd_per_hour, self.record.utilisation)
-        return tuple(measurements), tuple(generations)
 
     def _finish(self, status: str, error: str | None = None) -> None:
         finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -275,12 +244,3 @@ def _amount(num_bytes: float) -> str:
 def _gate_line(gate: GateResult) -> str:
     measured = "was not measured" if gate.measured is None else f"is {gate.measured:.4g}"
     return f"{gate.step}: {gate.gate} {measured}, the limit is {gate.limit:.4g}"
-
-
-def _model_bytes(folder: Path) -> int:
-    """Bytes of a checkpoint that is not ours: weights, configuration and tokenizer, not whatever else lies there."""
-    return sum(
-        p.stat().st_size
-        for p in folder.iterdir()
-        if p.suffix in (".safetensors", ".json", ".model", ".jinja")
-    )

@@ -17,6 +17,7 @@ def collect(store: Store, *, keep_runs: int, dry_run: bool) -> tuple[int, int]:
     """
     kept, dropped = _split_runs(store.root, keep_runs)
     needed = {key for folder in kept for key in _keys(folder)}
+    needed |= {child for key in needed for child in store.children(key)}
     stale = [store.folder(key) for key in store.committed() if key not in needed]
     stale += [
         p for p in (store.root / "store").glob(".staging-*") if p.name.removeprefix(".staging-") not in needed

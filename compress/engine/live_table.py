@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from compress.engine.events import Listener, PlainLines, describe_progress, duration
+from compress.engine.events import Listener, PlainLines, describe_progress, duration, whose
 
 Event = dict[str, Any]
 
@@ -41,8 +41,10 @@ class LiveTable:
             self._say(about, node, "starting")
         elif kind == "progress":
             self._say(about, node, describe_progress(event))
-        elif kind in ("warning", "waiting"):
-            self._console.print(Text(f"{node}: {event['message']}", style="yellow"))
+        elif kind == "child start":
+            self._say(about, node, f"{event['child']}: starting")
+        elif kind in ("warning", "waiting", "child failed"):
+            self._console.print(Text(f"{whose(event)}: {event['message']}", style="yellow"))
         elif kind == "done":
             self._spent[about] = self._spent.get(about, 0.0) + event["seconds"]
             self._set(about, f"done, {duration(self._spent[about])}")

@@ -15,13 +15,20 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     """Return the plan as text.
 
     Parameters and bytes are exact. Memory and time are estimates: for modules this machine has run before, from
-    what they took; a ``~`` marks them, ``?`` what nothing is known about yet. Time includes the measurements.
+    what they took; a ``~`` marks them, ``?`` what nothing is known about yet. Time includes the measurements. What is
+    prepared for a step has an indented line of its own above it.
     """
     rates = Rates(store.root)
     earlier = last_ingredients(name, store.root)
     rows = []
     total = 0.0
     for node in plan.models:
+        for prepared in plan.prepared_for(node.name):
+            seconds = _seconds(prepared, plan, store, rates)
+            total += seconds or 0.0
+            rows.append(
+                _prepared_row(prepared, _state(prepared, plan, store, earlier), seconds, usd_per_hour)
+            )
         state = _state(node, plan, store, earlier)
         seconds = _seconds(node, plan, store, rates)
         total += seconds or 0.0
@@ -55,17 +62,24 @@ def _seconds(node: Node, plan: Plan, store: Store, rates: Rates) -> float | None
 
 def _row(node: Node, state: str, seconds: float | None, usd_per_hour: float | None) -> tuple[str, ...]:
     assert node.spec is not None
+    sizes = (f"{node.spec.num_parameters:,}", f"{node.spec.weight_bytes:,} B")
+    return (node.name, node.use, node.parent or "", *sizes, *_costs(node, seconds, usd_per_hour), state)
+
+
+def _prepared_row(
+    node: Node, state: str, seconds: float | None, usd_per_hour: float | None
+) -> tuple[str, ...]:
+    name = node.name.removeprefix(f"{node.parent}/")
+    return (f"  {name}", node.use, node.parent or "", "", "", *_costs(node, seconds, usd_per_hour), state)
+
+
+def _costs(node: Node, seconds: float | None, usd_per_hour: float | None) -> tuple[str, str, str]:
+    """Return a node's memory, time and money."""
     memory = estimated_memory_bytes(node)
     return (
-        node.name,
-        node.use,
-        node.parent or "",
-        f"{node.spec.num_parameters:,}",
-        f"{node.spec.weight_bytes:,} B",
         f"~{memory / 2**30:.2f} GiB" if memory else "?",
         "" if seconds == 0 else f"~{duration(seconds)}" if seconds else "?",
         _cost(seconds or 0.0, usd_per_hour, "~"),
-        state,
     )
 
 

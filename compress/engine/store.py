@@ -23,6 +23,7 @@ from compress.records import Artifact, ModelSpec, Outcome
 
 COMMIT = "COMMIT"
 MANIFEST = "manifest.json"
+CHILDREN = ".children"
 
 
 def home() -> Path:
@@ -75,6 +76,18 @@ class Store:
         """Return what was written beside a committed artifact: files, lineage, settings, environment, costs."""
         manifest: dict[str, Any] = json.loads((self.folder(key) / MANIFEST).read_text())
         return manifest
+
+    def note_child(self, key: str, child: str) -> None:
+        """Remember, until `key` is committed, that it asked for `child`."""
+        with (self.partial(key) / CHILDREN).open("a") as stream:
+            stream.write(f"{child}\n")
+
+    def children(self, key: str) -> list[str]:
+        """Return the keys of what an artifact, finished or not, submitted while it was made."""
+        if key in self:
+            return [child["key"] for child in self.manifest(key).get("children", ())]
+        noted = self.partial(key) / CHILDREN
+        return noted.read_text().split() if noted.exists() else []
 
     @contextmanager
     def locked(self, key: str, on_wait: Callable[[], None]) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """What a worker does: take the key's lock, run one module, commit the result, report.
 
 Events go to the driver as JSON lines: ``progress``, ``warning``, ``waiting``, and at the end one of ``done``,
-``stopped`` or ``error``. Nothing after the fork may be shared with the next step: the process ends here.
+``stopped`` or ``error``. A ``submit`` asks the driver to have another task done, and waits for one line in reply.
+Nothing after the fork may be shared with the next step: the process ends here.
 """
 
 import errno
@@ -14,12 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compress import plugins
+from compress import errors, plugins
+from compress.engine.children import child_record
 from compress.engine.store import Store, folder_bytes
-from compress.engine.tasks import Task
+from compress.engine.tasks import Task, child_of
 from compress.environment import environment, peak_memory_bytes
 from compress.errors import CompressError, DoesNotFit, StepFailed
-from compress.records import Artifact, Measurement, Outcome
+from compress.records import Artifact, ChildRecord, Measurement, Outcome
 
 PROGRESS_SECONDS = 0.2
 
@@ -31,14 +33,21 @@ class Stopped(BaseException):
 class WorkerContext:
     """The `plugins.Context` of a running step."""
 
-    def __init__(self, task: Task, folder: Path, partial: Path, events: "EventPipe") -> None:
+    def __init__(self, task: Task, store: Store, folder: Path, events: "EventPipe") -> None:
         self.folder = folder
-        self.partial = partial
+        self.partial = store.partial(task.key)
         self.inputs: Mapping[str, Artifact] = task.inputs
         self.seed = task.seed
+        self.warnings: list[str] = []
+        self.children: dict[str, ChildRecord] = {}
+        self.seconds_waited = 0.0
+        """Spent until submitted work was done."""
+        self._task = task
+        self._store = store
         self._stop_asked = False
         self._cooperative = False
-        self.warnings: list[str] = []
+        self._sending = False
+        self._waiting = False
         self._events = events
         self._reported = 0.0
         signal.signal(signal.SIGTERM, self._on_stop)
@@ -55,28 +64,83 @@ class WorkerContext:
         now = time.monotonic()
         if now - self._reported >= PROGRESS_SECONDS or done >= total:
             self._reported = now
-            self._events.send("progress", done=done, total=total, unit=unit, figures=figures)
+            self._send("progress", done=done, total=total, unit=unit, figures=figures)
 
     def warn(self, message: str) -> None:
         if message not in self.warnings:
             self.warnings.append(message)
-            self._events.send("warning", message=message)
+            self._send("warning", message=message)
+
+    def submit(
+        self,
+        use: str,
+        settings: Mapping[str, Any],
+        parent: Artifact,
+        inputs: Mapping[str, Artifact] | None = None,
+    ) -> Artifact:
+        child = child_of(self._task, use, settings, parent, inputs or {})
+        self._store.note_child(self._task.key, child.key)
+        artifact = self._store.get(child.key)
+        if artifact is None:
+            started = time.monotonic()
+            self._have_done(child)
+            self.seconds_waited += time.monotonic() - started
+            artifact = self._store.get(child.key)
+            assert artifact, f"{child.use} was committed but is not in the store"
+        self.children[child.key] = child_record(self._store, child.key, "submitted")
+        return artifact
+
+    def _have_done(self, child: Task) -> None:
+        """Ask the driver and wait. Raises what the child raised, and `Stopped` at once when asked to stop."""
+        self._send("submit", task=child.model_dump(mode="json"))
+        self._waiting = True
+        try:
+            if self._stop_asked:
+                raise Stopped
+            reply = self._events.reply()
+        finally:
+            self._waiting = False
+        if reply["event"] == "stopped":
+            raise Stopped
+        if reply["event"] == "failed":
+            kind: type[CompressError] = getattr(errors, reply["kind"])
+            raise kind(f"{child.use}, which it submitted: {reply['message']}")
+
+    def _send(self, event: str, **fields: Any) -> None:
+        """Write a whole line, even when asked to stop meanwhile."""
+        self._sending = True
+        try:
+            self._events.send(event, **fields)
+        finally:
+            self._sending = False
+        if self._stop_asked and not self._cooperative:
+            raise Stopped
 
     def _on_stop(self, *_: object) -> None:
-        """A step that looks at `stopping` saves its work first; any other has nothing to save and ends here."""
+        """A step that looks at `stopping` saves its work first; any other has nothing to save and ends here.
+
+        Nor has one that waits for submitted work, which is asked to stop at the same time.
+        """
         self._stop_asked = True
-        if not self._cooperative:
+        if not self._sending and (self._waiting or not self._cooperative):
             raise Stopped
 
 
 class EventPipe:
-    """Writes events as JSON lines to a file descriptor."""
+    """Writes events as JSON lines to a socket's file descriptor, and reads replies from it."""
 
     def __init__(self, descriptor: int) -> None:
         self._stream = os.fdopen(descriptor, "w", buffering=1)
+        self._replies = os.fdopen(os.dup(descriptor))
 
     def send(self, event: str, **fields: Any) -> None:
         self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+
+    def reply(self) -> dict[str, Any]:
+        """Wait for the driver's answer; when the driver is gone, it is ``stopped``."""
+        line = self._replies.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"event": "stopped"}
+        return answer
 
 
 def work(payload: bytes, events_descriptor: int) -> int:
@@ -113,17 +177,19 @@ def _make(task: Task, store: Store, events: EventPipe) -> None:
         if task.key in store:  # another run of the same work finished while this one waited
             events.send("done", cached=True)
             return
-        partial = store.partial(task.key)
-        partial.mkdir(parents=True, exist_ok=True)
+        store.partial(task.key).mkdir(parents=True, exist_ok=True)
         with store.staging(task.key) as folder:
-            context = WorkerContext(task, folder, partial, events)
+            context = WorkerContext(task, store, folder, events)
             outcome, kind = _call(task, context)
+            children = context.children.values()
+            alone = time.monotonic() - started - context.seconds_waited
             about = {
                 **task.lineage,
-                "seconds": time.monotonic() - started,
+                "seconds": alone + sum(child.seconds for child in children),
                 "peak_memory_bytes": peak_memory_bytes(),
                 "disk_bytes": folder_bytes(folder),
                 "warnings": context.warnings,
+                "children": [child.model_dump(mode="json") for child in children],
                 "environment": environment(),
             }
             store.commit(task.key, folder, kind, outcome, about)

@@ -39,6 +39,8 @@ PRELOAD = (
 
 GRACE_SECONDS = 20.0
 OnEvent = Callable[[dict[str, Any]], None]
+OnSubmit = Callable[[Task, int], None]
+"""Has a task done that a worker (its process id) submitted and waits for; raises what the task raised."""
 
 
 class Workers:
@@ -62,17 +64,26 @@ class Workers:
         self._signal: int | None = None
         self._stopped_at: float | None = None
 
-    def run(self, task: Task, log: Path, on_event: OnEvent) -> None:
-        """Do a task; return when it is committed.
+    def run(
+        self,
+        task: Task,
+        log: Path,
+        on_event: OnEvent,
+        on_submit: OnSubmit | None = None,
+        submitter: int | None = None,
+    ) -> None:
+        """Do a task; return when it is committed. When the worker `submitter` ends before, it is stopped.
 
         Raises what the step raised, `StepFailed` when its process died, `Interrupted` or `Preempted` when stopped.
         """
         self._raise_if_signalled()
+        if self._stopped_at is not None:
+            raise Preempted("the run is being stopped")
         ours, theirs = socket.socketpair()
         with ours, theirs, log.open("ab") as log_stream:
             pid = self._start(task, theirs, log_stream.fileno())
             theirs.close()
-            last = self._listen(ours, on_event)
+            last = self._listen(ours, pid, on_event, on_submit, submitter)
             with self._news:
                 self._news.wait_for(lambda: pid in self._statuses or self._server_ended)
                 status = self._statuses.pop(pid, signal.SIGKILL)
@@ -123,7 +134,7 @@ class Workers:
                 pid = self._started.popleft()
                 self._pids.add(pid)
         if self._stopped_at is not None:
-            self._forward(signal.SIGTERM)
+            self._send_signal(pid, signal.SIGTERM)
         return pid
 
     def _start_server(self) -> socket.socket:
@@ -158,14 +169,24 @@ class Workers:
             self._server_ended = True
             self._news.notify_all()
 
-    def _listen(self, events: socket.socket, on_event: OnEvent) -> dict[str, Any] | None:
-        """Pass events on until the worker closes its end; return the last."""
+    def _listen(
+        self,
+        events: socket.socket,
+        pid: int,
+        on_event: OnEvent,
+        on_submit: OnSubmit | None,
+        submitter: int | None,
+    ) -> dict[str, Any] | None:
+        """Pass events on, and have done what is submitted, until the worker closes its end; return the last event."""
         buffer = bytearray()
         last = None
         with selectors.DefaultSelector() as selector:
             selector.register(events, selectors.EVENT_READ)
             while True:
                 self._kill_if_overdue()
+                if submitter in self._statuses:
+                    submitter = None
+                    self._send_signal(pid, signal.SIGTERM)
                 if not selector.select(timeout=0.25):
                     continue
                 received = events.recv(65536)
@@ -176,7 +197,11 @@ class Workers:
                 buffer = bytearray(rest)
                 for line in lines:
                     last = json.loads(line)
-                    on_event(last)
+                    if last["event"] == "submit":
+                        assert on_submit, "submitted work submits nothing itself"
+                        _answer(events, on_submit, Task.model_validate(last["task"]), pid)
+                    else:
+                        on_event(last)
 
     def _conclude(self, last: dict[str, Any] | None, status: int, log: Path) -> None:
         event = last["event"] if last else None
@@ -204,8 +229,11 @@ class Workers:
 
     def _forward(self, number: int) -> None:
         for pid in tuple(self._pids):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+            self._send_signal(pid, number)
+
+    def _send_signal(self, pid: int, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
     def _kill_if_overdue(self) -> None:
         if self._stopped_at is not None and time.monotonic() - self._stopped_at > GRACE_SECONDS:
@@ -216,3 +244,16 @@ class Workers:
             raise Interrupted("stopped by Ctrl-C")
         if self._signal is not None:
             raise Preempted("stopped by SIGTERM")
+
+
+def _answer(events: socket.socket, on_submit: OnSubmit, task: Task, submitter: int) -> None:
+    """Have done what a worker submitted, then tell it how that went. One that has ended meanwhile need not know."""
+    reply = {"event": "done"}
+    try:
+        on_submit(task, submitter)
+    except (Interrupted, Preempted):
+        reply = {"event": "stopped"}
+    except CompressError as error:
+        reply = {"event": "failed", "kind": type(error).__name__, "message": str(error)}
+    with suppress(ConnectionError):
+        events.sendall(json.dumps(reply).encode() + b"\n")

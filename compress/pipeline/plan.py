@@ -72,6 +72,16 @@ class Plan(Record):
         """The measurements of one model."""
         return tuple(n for n in self.nodes if n.role == "measurement" and n.about == name)
 
+    def prepared_for(self, name: str) -> tuple[Node, ...]:
+        """What a step had prepared from its parent, unless an earlier step has it prepared too."""
+        earlier: set[str] = set()
+        for model in self.models:
+            own = set(self._prepared(model))
+            if model.name == name:
+                return tuple(n for n in self.nodes if n.name in own - earlier)
+            earlier |= own
+        return ()
+
     def until(self, step: str) -> "Plan":
         """The plan cut after a step: it, all it needs, and the measurements of those models."""
         position = {node.name: index for index, node in enumerate(self.nodes)}
@@ -89,6 +99,12 @@ class Plan(Record):
             if reached.intersection(node.edges):
                 reached.add(node.name)
         return tuple(n for n in self.nodes if n.name in reached)
+
+    def _prepared(self, node: Node) -> Iterator[str]:
+        for given in (self[name] for name in node.inputs.values()):
+            if given.role == "internal" and given.parent is not None and given.parent == node.parent:
+                yield given.name
+                yield from self._prepared(given)
 
     def _ancestors(self, name: str) -> Iterator[str]:
         for edge in self[name].edges:

@@ -43,16 +43,45 @@ STEPS = {
                 raise OSError(28, "No space left on device")
             raise ValueError(config.text)
     """,
+    "fake_search": """
+        PRODUCES = "text"
+        def run(parent, config, context):
+            if config.saves:
+                context.stopping
+            (context.partial / "began").write_text(str(os.getpid()))
+            found, failed = [], []
+            for use, settings in json.loads(config.text):
+                try:
+                    found.append(context.submit(use, settings, parent))
+                except StepFailed as error:
+                    if not config.forgives:
+                        raise
+                    failed.append(str(error))
+            (context.folder / "text").write_text(" ".join((a.path / "text").read_text() for a in found))
+            spec = ModelSpec(config={}, tensors={}, num_parameters=len(found))
+            return Outcome(spec=spec, facts={"failed": failed})
+    """,
+    "fake_warn": """
+        PRODUCES = "text"
+        def run(parent, config, context):
+            context.warn(config.text)
+            time.sleep(0.3)
+            (context.folder / "text").write_text(config.text)
+            return Outcome(spec=ModelSpec(config={}, tensors={}, num_parameters=7), facts={"curve": [1], "a": 1})
+    """,
 }
 HEAD = """
-import os, time
+import json, os, time
+from compress.errors import StepFailed
 from compress.plugins import StepConfig
-from compress.records import Outcome
+from compress.records import ModelSpec, Outcome
 VERSION = 1
 ACCEPTS = ("text",)
 class Config(StepConfig):
     text: str = ""
     steps: int = 0
+    saves: bool = False
+    forgives: bool = False
 """
 
 

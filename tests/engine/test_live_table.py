@@ -1,5 +1,6 @@
 """What a person on a terminal sees, drawn on a pretended one (a pty)."""
 
+import io
 import os
 import pty
 
@@ -13,6 +14,20 @@ EVENTS = (
     {"event": "start", "node": "recover", "about": "recover", "use": "distill"},
     {"event": "progress", "node": "recover", "about": "recover", "done": 5, "total": 10, "unit": "tokens"},
     {"event": "warning", "node": "recover", "about": "recover", "message": "[mind] the brackets"},
+    {
+        "event": "child start",
+        "node": "recover",
+        "about": "recover",
+        "child": "width-3f2a90c1",
+        "use": "prune.width",
+    },
+    {
+        "event": "child failed",
+        "node": "recover",
+        "about": "recover",
+        "child": "width-3f2a90c1",
+        "message": "too small",
+    },
     {"event": "done", "node": "recover", "about": "recover", "seconds": 3.0},
     {"event": "start", "node": "recover/quality", "about": "recover", "use": "measure.quality"},
     {"event": "failed", "node": "recover/quality", "about": "recover", "message": "it broke"},
@@ -34,3 +49,23 @@ def test_the_table_shows_every_event(capsys):
         table(event)
     shown = capsys.readouterr().err
     assert "recover" in shown and "failed" in shown and "[mind] the brackets" in shown
+    assert "recover: width-3f2a90c1: too small" in shown
+
+
+def test_a_childs_progress_begins_with_its_name():
+    table = LiveTable()
+    table(EVENTS[0])
+    table({**EVENTS[4], "child": "width-3f2a90c1"})
+    table(EVENTS[-1])
+    assert table._rows["recover"] == "width-3f2a90c1: 50 % of 10 tokens"
+
+
+def test_plain_lines_tell_what_a_child_came_to():
+    stream = io.StringIO()
+    lines = PlainLines(stream)
+    for event in EVENTS:
+        lines(event)
+    lines({"event": "child done", "node": "recover", "child": "width-3f2a90c1", "seconds": 2.0})
+    told = stream.getvalue()
+    assert "recover: width-3f2a90c1: failed: too small\n" in told
+    assert "recover: width-3f2a90c1: done in 2.0 s\n" in told
