@@ -2,7 +2,10 @@
 
 `context.inputs`: ``text`` (a tokens artifact made with the original's tokenizer) and ``original``. The
 original itself has perplexity only. A model with another tokenizer has no divergence: the text is tokenized
-anew for it and the figure that compares is bits per byte.
+anew for it and the figure that compares is bits per byte. A model with a pruned vocabulary is compared with the
+original where both tokenizers cut a sequence alike, over the tokens it has: the original's distribution is
+normalized among them, and the probability it gave to others is noted. Bits per byte are of all sequences, cut as
+the model's own tokenizer does.
 """
 
 from typing import TYPE_CHECKING
@@ -14,10 +17,9 @@ from compress.plugins import Context, StepConfig
 from compress.records import Artifact, Measurement
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from compress.backends.interface import Backend
-    from compress.meters.divergence import Batch, Estimate, TextScores
+    from compress.measure.segmentation import Reading
+    from compress.meters.divergence import Estimate, TextScores
 
 VERSION = 1
 
@@ -34,14 +36,14 @@ class Config(StepConfig):
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:
     """Return `perplexity`, `bits_per_byte`; against an original `kl_divergence`, `kl_p99`, `same_top_token`.
 
-    Raises `DoesNotFit` when original and artifact cannot be open together.
+    A model whose vocabulary was pruned has `same_segmentation` instead of a perplexity. Raises `DoesNotFit` when
+    original and artifact cannot be open together.
     """
-    import torch
-
     from compress.backends.opening import open_artifact
     from compress.data.tokens import PackedTokens
-    from compress.meters.divergence import score_text
+    from compress.measure.segmentation import anew, as_it_is, by_both
     from compress.models.checkpoint import load_tokenizer
+    from compress.models.token_map import mapped_ids
 
     original = context.inputs.get("original", artifact)
     text = PackedTokens.open(context.inputs["text"].path)
@@ -49,27 +51,53 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     tokenizer, own_tokenizer = load_tokenizer(original.path), load_tokenizer(artifact.path)
     # Every token of the original must mean the same here; further ones do no harm.
     comparable = tokenizer.get_vocab().items() <= own_tokenizer.get_vocab().items()
-    compared = comparable and original.key != artifact.key
+    original_ids = None if comparable else mapped_ids(artifact.path, original.path)
+    compared = (comparable or original_ids is not None) and original.key != artifact.key
     teacher = _open_original(original, artifact, context) if compared else None
     student = open_artifact(artifact)
+    longest, size = student.num_positions, config.batch_size
     if comparable:
-        batches = [(ids_BT, torch.ones_like(ids_BT)) for ids_BT in torch.split(rows_ST, config.batch_size)]
+        reading = as_it_is(rows_ST, size)
+    elif original_ids is not None:
+        reading = by_both(rows_ST, tokenizer, own_tokenizer, original_ids, longest, size)
     else:
         context.warn("its tokenizer is not the original's: divergence is undefined, compare bits per byte")
-        texts = tokenizer.batch_decode(rows_ST, skip_special_tokens=True)
-        batches = _tokenized(texts, own_tokenizer, student.num_positions, config.batch_size)
+        reading = anew(rows_ST, tokenizer, own_tokenizer, longest, size)
+    shared, apart = _score(student, teacher, reading, original_ids, context)
+    measured = [_perplexity(shared.perplexity)] if comparable and shared else []
+    measured.append(_bits_per_byte([*filter(None, (shared, apart))], reading.num_bytes(own_tokenizer)))
+    if original_ids is not None:
+        measured.append(_same_segmentation(reading))
+    return measured + (_against_original(shared) if shared else [])
 
-    def on_batch(done: int) -> None:
-        context.progress(done, len(rows_ST), "sequences")
+
+def _score(
+    student: "Backend",
+    teacher: "Backend | None",
+    reading: "Reading",
+    original_ids: list[int] | None,
+    context: Context,
+) -> "tuple[TextScores | None, TextScores | None]":
+    """Return the scores of what both models read alike, beside the original's, and of the rest of the text."""
+    import torch
+
+    from compress.meters.divergence import score_text
+
+    done = 0
+
+    def on_batch(num_sequences: int) -> None:
+        context.progress(done + num_sequences, reading.num_sequences, "sequences")
         if context.stopping:
             context.stop()
 
-    scores = score_text(student, batches, teacher, on_batch)
-    if not torch.isfinite(scores.nats).all():
-        raise StepFailed("its logits are not finite numbers: it cannot be measured")
-    measured = [_perplexity(scores.perplexity)] if comparable else []
-    measured.append(_bits_per_byte(scores, _scored_bytes(own_tokenizer, batches)))
-    return measured + _against_original(scores)
+    ids_V = None if original_ids is None else torch.tensor(original_ids[: student.vocabulary])
+    shared = score_text(student, reading.shared, teacher, on_batch, ids_V) if reading.shared else None
+    done = reading.num_shared
+    apart = score_text(student, reading.apart, None, on_batch) if reading.apart else None
+    for scores in filter(None, (shared, apart)):
+        if not torch.isfinite(scores.nats).all():
+            raise StepFailed("its logits are not finite numbers: it cannot be measured")
+    return shared, apart
 
 
 def _open_original(original: Artifact, artifact: Artifact, context: Context) -> "Backend":
@@ -89,27 +117,6 @@ def _open_original(original: Artifact, artifact: Artifact, context: Context) -> 
     return open_artifact(original, OpenOptions(device=device))
 
 
-def _tokenized(
-    texts: list[str], tokenizer: "PreTrainedTokenizerBase", num_positions: int, batch_size: int
-) -> "list[Batch]":
-    """Return the texts in another tokenizer's ids, padded to equal length within a batch."""
-    from compress.meters.lm_eval_model import padded
-
-    encoded = tokenizer(texts, truncation=True, max_length=num_positions, return_attention_mask=False)
-    rows = encoded["input_ids"]
-    return [padded(rows[start : start + batch_size], left=False) for start in range(0, len(rows), batch_size)]
-
-
-def _scored_bytes(tokenizer: "PreTrainedTokenizerBase", batches: "list[Batch]") -> int:
-    """Return the UTF-8 length of all text that has a predecessor; marks between texts have no bytes."""
-    rows = [
-        ids_T[mask_T.bool()][1:]
-        for ids_BT, mask_BT in batches
-        for ids_T, mask_T in zip(ids_BT, mask_BT, strict=True)
-    ]
-    return sum(len(text.encode()) for text in tokenizer.batch_decode(rows, skip_special_tokens=True))
-
-
 def _perplexity(estimate: "Estimate") -> Measurement:
     return Measurement(
         name="perplexity",
@@ -123,14 +130,25 @@ def _perplexity(estimate: "Estimate") -> Measurement:
     )
 
 
-def _bits_per_byte(scores: "TextScores", num_bytes: int) -> Measurement:
+def _bits_per_byte(scores: "list[TextScores]", num_bytes: int) -> Measurement:
     return Measurement(
         name="bits_per_byte",
-        value=scores.bits_per_byte(num_bytes),
+        value=sum(part.bits_per_byte(num_bytes) for part in scores),
         unit="bits/byte",
         higher_is_better=False,
-        n=len(scores.nats),
+        n=sum(len(part.nats) for part in scores),
         note="comparable between tokenizers",
+    )
+
+
+def _same_segmentation(reading: "Reading") -> Measurement:
+    return Measurement(
+        name="same_segmentation",
+        value=reading.num_shared / reading.num_sequences,
+        unit="share",
+        higher_is_better=True,
+        n=reading.num_sequences,
+        note="sequences both tokenizers cut alike: divergence is of these",
     )
 
 
@@ -153,7 +171,7 @@ def _against_original(scores: "TextScores") -> list[Measurement]:
             n=kl.n,
             low=kl.low,
             high=kl.high,
-            note="KL(original‖this); interval over sequences",
+            note="KL(original‖this); interval over sequences" + _lost(scores),
         ),
         Measurement(name="kl_p99", value=tail, unit="nats/token", higher_is_better=False, n=kl.n, note=worst),
         Measurement(
@@ -167,3 +185,10 @@ def _against_original(scores: "TextScores") -> list[Measurement]:
             note="the likeliest next token is the original's",
         ),
     ]
+
+
+def _lost(scores: "TextScores") -> str:
+    if scores.kept_mass is None:
+        return ""
+    share = 1 - float(scores.kept_mass.double().mean())
+    return f"; over the tokens both have, {100 * share:.2g}% of the original's probability lies on others"

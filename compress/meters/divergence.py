@@ -46,6 +46,8 @@ class TextScores:
     """KL(teacher‖student) at its position in nats; `None` when there was no teacher."""
     same_top: Tensor | None = None
     """Whether both models would have chosen the same token."""
+    kept_mass: Tensor | None = None
+    """The teacher's probability of all tokens the student has too; `None` when every id means the same to both."""
 
     @property
     def cross_entropy(self) -> Estimate:
@@ -69,17 +71,20 @@ def score_text(
     batches: Iterable[Batch],
     teacher: Backend | None = None,
     on_batch: Callable[[int], None] = lambda num_sequences: None,
+    teacher_ids: Tensor | None = None,
 ) -> TextScores:
     """Return the student's score of every token that has a predecessor, beside the teacher's if there is one.
 
     Where the vocabularies differ in size the distributions are compared, and normalized, over the ids both
-    have: padded vocabularies of one family share their token ids from 0 on. `on_batch` hears of sequences
-    done.
+    have: padded vocabularies of one family share their token ids from 0 on. A student with a pruned vocabulary
+    gives `teacher_ids` ``[V]``, the teacher's id of each of its own: the teacher reads the same tokens under those,
+    and its distribution is normalized over them, since a token the student cannot say would make every divergence
+    infinite. How much of the teacher's distribution that leaves is `kept_mass`. `on_batch` hears of sequences done.
     """
     columns: list[tuple[Tensor, ...]] = []
     num_sequences = 0
     for ids_BT, mask_BT in batches:
-        scored_BT, figures = _score_batch(student, teacher, ids_BT, mask_BT)
+        scored_BT, figures = _score_batch(student, teacher, ids_BT, mask_BT, teacher_ids)
         sequence_BT = torch.arange(len(ids_BT))[:, None].expand_as(scored_BT) + num_sequences
         columns.append((sequence_BT[scored_BT], *(figure_BT[scored_BT] for figure_BT in figures)))
         num_sequences += len(ids_BT)
@@ -111,34 +116,55 @@ def chunk_positions(num_sequences: int, vocabulary: int) -> int:
 
 
 def _score_batch(
-    student: Backend, teacher: Backend | None, ids_BT: Tensor, mask_BT: Tensor
+    student: Backend, teacher: Backend | None, ids_BT: Tensor, mask_BT: Tensor, teacher_ids: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return which positions predict a real token, and their nats (kl, same top), all ``[B, T-1]``."""
-    models = [student] if teacher is None else [student, teacher]
-    vocabulary = min(model.vocabulary for model in models)
+    """Return which positions predict a real token, and their nats (kl, same top, kept mass), all ``[B, T-1]``."""
+    models, readings = [student], [ids_BT]
+    if teacher is not None:
+        models.append(teacher)
+        readings.append(ids_BT if teacher_ids is None else teacher_ids[ids_BT])
     chunk = chunk_positions(len(ids_BT), max(model.vocabulary for model in models))
     real_BT = mask_BT.bool().cpu()
     parts: list[list[Tensor]] = []
     start = 0
-    for logits in zip(*(model.logits_chunks(ids_BT, mask_BT, chunk) for model in models), strict=True):
+    passes = zip(models, readings, strict=True)
+    for logits in zip(*(model.logits_chunks(ids, mask_BT, chunk) for model, ids in passes), strict=True):
         stop = min(start + logits[0].shape[1], ids_BT.shape[1] - 1)
         if stop <= start:
             break
-        here = [logits_BCV[:, : stop - start, :vocabulary] for logits_BCV in logits]
-        parts.append(_score_chunk(here, ids_BT[:, start + 1 : stop + 1]))
+        here = [logits_BCV[:, : stop - start] for logits_BCV in logits]
+        parts.append(_score_chunk(here, ids_BT[:, start + 1 : stop + 1], teacher_ids))
         start = stop
     figures = [torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)]
     return real_BT[:, :-1] & real_BT[:, 1:], figures
 
 
-def _score_chunk(logits: list[Tensor], targets_BC: Tensor) -> list[Tensor]:
-    """Return nats ``[B, C]`` of the first model, then KL and agreement with the second, on the CPU."""
-    log_q_BCV = logits[0].float().log_softmax(-1)
+def _score_chunk(logits: list[Tensor], targets_BC: Tensor, teacher_ids: Tensor | None) -> list[Tensor]:
+    """Return nats ``[B, C]`` of the first model, then what `_compare` says of it and the second, on the CPU."""
+    own_BCV, *others = (logits_BCV.float() for logits_BCV in logits)
+    theirs_BCV, kept_mass = None, list[Tensor]()
+    if others:
+        theirs_BCV = others[0].to(own_BCV.device)
+        if teacher_ids is not None:
+            theirs_BCV, kept_mass_BC = _among(theirs_BCV, teacher_ids.to(theirs_BCV.device))
+            kept_mass = [kept_mass_BC]
+        vocabulary = min(own_BCV.shape[-1], theirs_BCV.shape[-1])
+        own_BCV, theirs_BCV = own_BCV[..., :vocabulary], theirs_BCV[..., :vocabulary]
+    log_q_BCV = own_BCV.log_softmax(-1)
+    compared = [] if theirs_BCV is None else _compare(theirs_BCV.log_softmax(-1), log_q_BCV)
     targets_BC1 = targets_BC.to(log_q_BCV.device)[..., None]
-    figures = [-log_q_BCV.gather(-1, targets_BC1)[..., 0]]
-    if len(logits) == 2:
-        log_p_BCV = logits[1].float().to(log_q_BCV.device).log_softmax(-1)
-        kl_BC = (log_p_BCV.exp() * (log_p_BCV - log_q_BCV)).sum(-1)
-        # Rounding alone can leave a hair below zero.
-        figures += [kl_BC.clamp(min=0.0), log_p_BCV.argmax(-1) == log_q_BCV.argmax(-1)]
-    return [figure_BC.cpu() for figure_BC in figures]
+    nats_BC = -log_q_BCV.gather(-1, targets_BC1)[..., 0]
+    return [figure_BC.cpu() for figure_BC in (nats_BC, *compared, *kept_mass)]
+
+
+def _among(logits_BCV: Tensor, ids_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits of some ids ``[B, C, K]`` and the probability of all of them together ``[B, C]``."""
+    chosen_BCK = logits_BCV[..., ids_K]
+    return chosen_BCK, (chosen_BCK.logsumexp(-1) - logits_BCV.logsumexp(-1)).exp().clamp(max=1.0)
+
+
+def _compare(log_p_BCV: Tensor, log_q_BCV: Tensor) -> list[Tensor]:
+    """Return KL(p‖q) in nats and whether both have their maximum at the same id, ``[B, C]`` each."""
+    kl_BC = (log_p_BCV.exp() * (log_p_BCV - log_q_BCV)).sum(-1)
+    # Rounding alone can leave a hair below zero.
+    return [kl_BC.clamp(min=0.0), log_p_BCV.argmax(-1) == log_q_BCV.argmax(-1)]

@@ -73,6 +73,37 @@ def test_a_padded_vocabulary_is_compared_over_the_ids_both_have():
     assert score_text(teacher, batches(ids()), BigramBackend(table_VV)).kl.max() < 1e-6
 
 
+def test_a_pruned_vocabulary_is_compared_over_its_own_tokens():
+    kept = torch.tensor([0, 2, 3, 6])
+    teacher, student = BigramBackend.random(vocabulary=7), BigramBackend.random(vocabulary=4, seed=3)
+    rows_ST = ids(vocabulary=4)
+    scores = score_text(student, batches(rows_ST), teacher, teacher_ids=kept)
+    nats, kl, same, mass = [], [], [], []
+    for row in rows_ST.tolist():
+        for before, token in pairwise(row):
+            whole = teacher.table_VV[kept[before]].double().softmax(-1)[kept].tolist()
+            p = [value / sum(whole) for value in whole]
+            q = student.table_VV[before].double().softmax(-1).tolist()
+            nats.append(-log(q[token]))
+            kl.append(sum(a * log(a / b) for a, b in zip(p, q, strict=True)))
+            same.append(p.index(max(p)) == q.index(max(q)))
+            mass.append(sum(whole))
+    assert scores.nats.tolist() == pytest.approx(nats, rel=1e-5)
+    assert scores.kl.tolist() == pytest.approx(kl, rel=1e-4, abs=1e-6)
+    assert scores.same_top.tolist() == same
+    assert scores.kept_mass.tolist() == pytest.approx(mass, rel=1e-5)
+
+
+def test_the_teachers_own_rows_and_columns_do_not_diverge_from_it():
+    kept = torch.tensor([1, 2, 5])
+    teacher = BigramBackend.random(vocabulary=7)
+    student = BigramBackend(teacher.table_VV[kept][:, kept])
+    scores = score_text(student, batches(ids(vocabulary=3)), teacher, teacher_ids=kept)
+    assert scores.kl.max() < 1e-6 and scores.same_top.all() and scores.kept_mass.max() < 1.0
+    everything = score_text(teacher, batches(ids()), teacher, teacher_ids=torch.arange(7))
+    assert everything.kept_mass.tolist() == pytest.approx([1.0] * len(everything.nats))
+
+
 def test_perplexity_equals_the_models_own_loss(llama, backend):
     rows_ST = ids(num=4, length=20, vocabulary=259)
     scores = score_text(backend, batches(rows_ST))

@@ -23,14 +23,16 @@ DECODERS = [name for name in FAMILIES if not option(plugins.load("models.familie
 SENTENCES = [f"{sentence}." for text in HELD_OUT[:20] for sentence in text.split(". ")]
 
 
-def parent(folder: Path, kind: str = "demo", family: str = "llama", padding: int = 64, **changes) -> Artifact:
-    """A tiny fp64 model with one of the small tokenizers, and rows no token has."""
+def parent(
+    folder: Path, kind: str = "demo", family: str = "llama", padding: int = 64, dtype=torch.float64, **changes
+) -> Artifact:
+    """A tiny model with one of the small tokenizers, and rows no token has."""
     write(kind, folder)
     tokenizer = load_tokenizer(folder)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = tiny_model(family, **{"vocab_size": len(tokenizer) + padding, **ids, **changes}).double()
+    model = tiny_model(family, **{"vocab_size": len(tokenizer) + padding, **ids, **changes}).to(dtype)
     with quiet():
-        model.save_pretrained(folder, max_shard_size=changes.pop("shard", "5GB"))
+        model.save_pretrained(folder)
     return Artifact(key="parent", kind="hf", path=folder, spec=read_spec(folder))
 
 
