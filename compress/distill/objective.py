@@ -3,7 +3,7 @@
 Shapes: B sequences, T positions, N tokens of a tile, V ids both models have.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ class Distillation(nn.Module):
     """``(1 − w) · T² · D(teacher ‖ student) + w · CE``, summed over every token that has a next one.
 
     Distributions are compared over the ids both models have: vocabularies of one tokenizer differ only in
-    padding. T² keeps the gradient's size independent of the temperature (Hinton et al. 2015, §2.1).
+    padding. A student with a pruned vocabulary learns the teacher's distribution over its own tokens, normalized
+    among them; the teacher reads the same tokens under its own ids. T² keeps the gradient's size independent of
+    the temperature (Hinton et al. 2015, §2.1).
     """
 
     def __init__(
@@ -32,11 +34,18 @@ class Distillation(nn.Module):
         temperature: float,
         label_weight: float,
         num_ids: int,
+        teacher_ids: Sequence[int] | None = None,
     ) -> None:
-        """`num_ids`: how many ids the tokenizer has. Raises `InputError` when a model has fewer."""
+        """`num_ids`: how many ids the student's tokenizer has.
+
+        `teacher_ids`: the teacher's id of each of the student's; without it they are the same. Raises `InputError`
+        when a model has too few.
+        """
         super().__init__()
         heads = plain_head(student), plain_head(teacher)
-        self.vocabulary = min(len(head.weight) for head in heads)
+        self.vocabulary = min(
+            len(heads[0].weight), len(heads[1].weight if teacher_ids is None else teacher_ids)
+        )
         if self.vocabulary < num_ids:
             raise InputError(
                 f"the tokenizer has {num_ids} ids, but teacher or student only {self.vocabulary}"
@@ -45,11 +54,17 @@ class Distillation(nn.Module):
         # The divergence of close models is smaller than the rounding of bf16 logits.
         self.teacher_weight: Tensor
         self.teacher_bias: Tensor | None
-        self.register_buffer("teacher_weight", heads[1].weight[: self.vocabulary].float(), persistent=False)
-        bias = heads[1].bias
-        self.register_buffer(
-            "teacher_bias", bias if bias is None else bias[: self.vocabulary].float(), persistent=False
+        self.teacher_ids: Tensor | None
+        ids = (
+            None
+            if teacher_ids is None
+            else torch.tensor(teacher_ids[: self.vocabulary], device=teacher.device)
         )
+        rows = slice(self.vocabulary) if ids is None else ids
+        bias = heads[1].bias
+        self.register_buffer("teacher_weight", heads[1].weight[rows].float(), persistent=False)
+        self.register_buffer("teacher_bias", bias if bias is None else bias[rows].float(), persistent=False)
+        self.register_buffer("teacher_ids", ids, persistent=False)
         self.divergence, self.temperature, self.label_weight = divergence, temperature, label_weight
 
     def forward(self, ids_BT: Tensor) -> tuple[Tensor, int]:
@@ -75,6 +90,8 @@ class Distillation(nn.Module):
 
     def _teacher_logits(self, ids_BT: Tensor) -> Callable[[slice], Tensor]:
         """Run the teacher's layers now; return its logits of a slice of tokens when asked."""
+        if self.teacher_ids is not None:
+            ids_BT = self.teacher_ids[ids_BT]
         with torch.inference_mode():
             hidden_ND = hidden_states(self.teacher, ids_BT)
 

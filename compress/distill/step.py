@@ -28,7 +28,8 @@ class Config(TrainingSettings):
     """How to train, and what to learn from whom."""
 
     teacher: ModelRef = "original"
-    """Whose distribution to learn: ``original`` or a step's name. It must have the student's tokenizer."""
+    """Whose distribution to learn: ``original`` or a step's name. It must have the student's tokenizer, or the one
+    that ``prune.vocab`` made the student's from: then it is asked about the tokens the student has."""
     divergence: str = "forward_kl"
     """How to compare the distributions: a file of ``compress/distill/losses``."""
     temperature: float = Field(default=1.0, gt=0)
@@ -68,11 +69,11 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     Raises `InputError` for a teacher with another tokenizer, or too few ids for it.
     """
     from compress.distill.objective import Distillation
-    from compress.distill.teacher import check_same_tokenizer, load_teacher
+    from compress.distill.teacher import load_teacher, shared_ids
     from compress.train.student import train_student
 
     folder = context.inputs["teacher"].path
-    num_ids = check_same_tokenizer(parent.path, folder)
+    ids = shared_ids(parent.path, folder)
     teacher = load_teacher(folder, config.precision)
     divergence = plugins.load(LOSSES, config.divergence).divergence
     return train_student(
@@ -80,6 +81,12 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
         config,
         context,
         lambda student: Distillation(
-            student, teacher, divergence, config.temperature, config.label_weight, num_ids
+            student,
+            teacher,
+            divergence,
+            config.temperature,
+            config.label_weight,
+            ids.num_ids,
+            ids.of_teacher,
         ),
     )

@@ -87,6 +87,31 @@ def test_a_model_with_fewer_ids_than_the_tokenizer_is_refused():
         distillation(*models(), num_ids=300)
 
 
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_a_student_with_fewer_tokens_learns_the_teachers_distribution_over_them(bias):
+    kept = [*range(0, 259, 3), 300]  # the last is a row without a token
+    student = tiny_model("llama", seed=1, vocab_size=len(kept)).double()
+    teacher = tiny_model("qwen3", seed=2, vocab_size=304).double()
+    if bias:
+        teacher.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 304).double())
+    ids_BT = IDS_BT % 80
+    objective = Distillation(student, teacher, forward_kl.divergence, 2.0, 0.25, num_ids=87, teacher_ids=kept)
+    total, num_tokens = objective(ids_BT)
+    student_BTV = student(input_ids=ids_BT).logits[:, :-1]
+    teacher_BTV = teacher(input_ids=torch.tensor(kept)[ids_BT]).logits[:, :-1, kept]
+    p_BTV, q_BTV = ((logits_BTV / 2.0).softmax(-1) for logits_BTV in (teacher_BTV, student_BTV))
+    labels = functional.cross_entropy(student_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum")
+    expected = 0.75 * 4.0 * (p_BTV * (p_BTV / q_BTV).log()).sum() + 0.25 * labels
+    assert num_tokens == ids_BT[:, 1:].numel()
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_map_that_ends_before_the_students_tokens_is_refused():
+    student, teacher = models()
+    with pytest.raises(InputError, match="tokenizer has 259 ids, but teacher or student only 200"):
+        Distillation(student, teacher, forward_kl.divergence, 1.0, 0.0, 259, teacher_ids=list(range(200)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_under_autocast_the_loss_is_close_to_the_exact_one(dtype):
     student, teacher = models(torch.float32)

@@ -9,11 +9,16 @@ from compress.distill import teacher as teachers
 from compress.distill.losses.forward_kl import divergence
 from compress.distill.teacher import load_teacher
 from compress.errors import InputError
-from compress.models.checkpoint import load_model
+from compress.models.checkpoint import load_model, load_tokenizer
+from compress.models.token_map import read_kept
+from compress.records import Artifact
 from compress.train import checkpoint
 from compress.train import step as train
 from tests.fakes import FakeContext, Stopped
+from tests.models.small_tokenizers import TEXTS
 from tests.models.tiny import token_ids
+from tests.prune.test_vocab import parent as tokenized
+from tests.prune.test_vocab import pruned
 from tests.train.inputs import context, parent, payload, tokens
 
 SETTINGS = {"tokens": 16 * 4 * 8, "batch_tokens": 16 * 4, "learning_rate": 3e-3}
@@ -91,6 +96,43 @@ def test_a_teacher_with_another_tokenizer_is_refused(teacher, tmp_path):
     with_changed_tokenizer(tmp_path / "student", swap)
     with pytest.raises(InputError, match="of the student's 259 tokens, 2 have another id or none"):
         step.run(student, step.Config(**SETTINGS), context(tmp_path / "result", teacher=teacher))
+
+
+def test_a_student_with_a_pruned_vocabulary_learns_from_the_original(tmp_path):
+    original = tokenized(tmp_path / "original", dtype=torch.float32)
+    outcome, *_ = pruned(original, tmp_path / "pruned", target={"tokens": "75%"})
+    student = Artifact(key="pruned", kind="hf", path=tmp_path / "pruned", spec=outcome.spec)
+    with torch.no_grad():  # something to recover from
+        model = load_model(student.path)
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    model.save_pretrained(student.path)
+    kept = read_kept(student.path)
+    ids = load_tokenizer(student.path)(TEXTS[:150])["input_ids"]
+    stream = torch.tensor([index for row in ids for index in row])
+    data, held_out_BT = stream[: 16 * 400].view(-1, 16).split(300)
+    inputs = context(tmp_path / "result", teacher=original)
+    inputs.inputs["data"] = tokens(tmp_path / "data", data)
+    settings = {"tokens": 16 * 8 * 40, "batch_tokens": 16 * 8, "learning_rate": 3e-3}
+    outcome = step.run(student, step.Config(**settings), inputs)
+    assert outcome.spec == step.predict(student.spec, step.Config(**settings))
+    assert read_kept(tmp_path / "result") == kept
+
+    def distance(folder) -> float:
+        with torch.no_grad():
+            ours = load_model(folder)(input_ids=held_out_BT).logits
+            theirs = load_model(original.path)(input_ids=torch.tensor(kept)[held_out_BT]).logits[..., kept]
+            return float(divergence(ours.flatten(0, 1), theirs.flatten(0, 1)).mean())
+
+    assert distance(tmp_path / "result") < 0.7 * distance(student.path)
+
+
+def test_a_teacher_that_lacks_tokens_of_the_student_is_refused(tmp_path):
+    original = tokenized(tmp_path / "original", dtype=torch.float32)
+    outcome, *_ = pruned(original, tmp_path / "pruned", target={"tokens": "75%"})
+    teacher = Artifact(key="pruned", kind="hf", path=tmp_path / "pruned", spec=outcome.spec)
+    with pytest.raises(InputError, match=r"have another id or none among the teacher's 528"):
+        step.run(original, step.Config(**SETTINGS), context(tmp_path / "result", teacher=teacher))
 
 
 def test_tokenizer_files_that_differ_in_no_id_are_the_same_tokenizer(teacher, tmp_path):
