@@ -62,11 +62,11 @@ class Layout:
     family: Family
     num_layers: int
     hidden: int
-    ffn: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     vocab: int
+    ffn: int = 0
     positions: int = 0
     segments: int = 0
     num_experts: int = 0
@@ -146,7 +146,8 @@ class Layout:
             return f"{model_type} needs a hidden_size that its {heads} attention heads divide; {self.hidden} is not"
         if self.num_experts < self.experts_per_token:
             return f"{self.num_experts} experts are fewer than the {self.experts_per_token} each token uses"
-        return None
+        reason: str | None = option(self.family, "refusal")({**self.family.DEFAULTS, **self.config})
+        return reason and f"this {model_type} model cannot be compressed: {reason}"
 
     @property
     def heads_fill_hidden(self) -> bool:
@@ -201,15 +202,18 @@ class Layout:
 
         A norm divides by the mean square over *all* its channels; removed channels, the least active, leave the
         sum nearly as it was, so gains grow by ``sqrt(H/H')``. Removing channels that are always zero is then
-        exact for RMSNorm. Embeddings that the model multiplies by ``sqrt(hidden_size)`` grow by the same factor,
-        and where the output head is tied to them, the last norm takes it back.
+        exact for RMSNorm, and for LayerNorm where the others' mean is zero. Embeddings that the model multiplies
+        by ``sqrt(hidden_size)`` grow by the same factor, and where the output head is tied to them, the last norm
+        takes it back. Norms without weights leave it to the weights behind them to grow.
         """
         scales: dict[str, Scale] = {}
         offset = float(option(self.family, "NORM_OFFSET"))
         normed: tuple[Axis, ...] = ("hidden", "query", "key_value")
         for axis in normed:
             gain = sqrt(self.size(axis) / after.size(axis))
-            if gain != 1.0:
+            if gain != 1.0 and axis == "hidden" and not self.norms:
+                scales |= self._behind_norms(gain)
+            elif gain != 1.0:
                 scales |= {f"{name}.weight": Scale(gain, offset) for name in self._norms_over(axis)}
         if after.hidden != self.hidden and option(self.family, "EMBEDDING_TIMES_SQRT_HIDDEN"):
             scales[self.embedding] = Scale(sqrt(self.hidden / after.hidden))
@@ -307,6 +311,19 @@ class Layout:
             if axes == (axis,) and name.endswith(suffix)
         ]
 
+    def _behind_norms(self, gain: float) -> dict[str, Scale]:
+        """Return the scales of the weights that read a norm's output.
+
+        A tied head reads it and is the embedding: then all that is added to the hidden state grows with the
+        embedding, which the norms do not notice.
+        """
+
+        def grows(name: str, axes: tuple[Dim, ...]) -> bool:
+            reads = len(axes) == 2 and axes[1 - self.out_dim(name)] == "hidden" and name != self.embedding
+            return reads or (self.tied and "hidden" in axes)
+
+        return {name: Scale(gain) for name, axes in self.tensors.items() if grows(name, axes)}
+
     def _rows(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
         settings = {**self.family.DEFAULTS, **self.config}
         return ((name, row.axes) for name, row in self.family.TENSORS.items() if row.exists(settings))
@@ -319,8 +336,6 @@ class Layout:
 def layout(config: Config) -> Layout:
     """Return where the parts of a model are. Raises `InputError` for an unknown family or bad sizes."""
     family = _family(config)
-    if (reason := option(family, "refusal")({**family.DEFAULTS, **config})) is not None:
-        raise InputError(f"this {config['model_type']} model cannot be compressed: {reason}")
     keys = _names(config, family)
     settings = {**family.DEFAULTS, **config}
     sizes: dict[str, Any] = {name: settings.get(key) for name, key in keys.items() if key}

@@ -3,34 +3,66 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from compress.errors import InputError
+from compress.models.checkpoint import auto_class
 from compress.models.layout import layout, spec_from_config
-from tests.models.tiny import FAMILIES, VARIANTS, tiny_config, variant_name
+from tests.models.tiny import (
+    FAMILIES,
+    LLAMA_LIKES,
+    LLAMA_VARIANTS,
+    VARIANTS,
+    tiny_config,
+    variant_name,
+    write_tiny,
+)
 
 variants = pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=variant_name)
+llama_variants = pytest.mark.parametrize(("family", "changes"), LLAMA_VARIANTS, ids=variant_name)
 
 
 def live(config):
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        return auto_class(config).from_config(AutoConfig.for_model(**config))
 
 
-def stored(model):
+def parameters(model):
     return {name: tuple(p.shape) for name, p in model.named_parameters()}  # tied parameters are named once
 
 
+def in_live_model(where):
+    """The shapes of all parameters but experts', which a live model holds fused."""
+    names = {name: name.rpartition(".") for name in where.shapes() if where.expert_of(name) is None}
+    return {
+        where.live(module) + dot + kind: where.shapes()[name] for name, (module, dot, kind) in names.items()
+    }
+
+
 @variants
-def test_shapes_are_those_transformers_builds(family, changes):
-    config = tiny_config(family, **changes)
-    assert layout(config).shapes() == stored(live(config))
+def test_shapes_are_those_transformers_stores(family, changes, tmp_path):
+    tensors = load_file(write_tiny(tmp_path, family, **changes) / "model.safetensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert layout(tiny_config(family, **changes)).shapes() == shapes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(family):
     config = {"model_type": family, "num_hidden_layers": 1}
-    assert layout(config).shapes() == stored(live(config))
+    model, where = live(config), layout(config)
+    outside = {name: shape for name, shape in parameters(model).items() if ".experts." not in name}
+    assert in_live_model(where) == outside
+    assert where.num_parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_omitted_layer_types_are_those_of_transformers(family):
+    configuration, where = AutoConfig.for_model(family), layout({"model_type": family})
+    assert where.num_layers == configuration.num_hidden_layers
+    expected = getattr(configuration, "layer_types", ["full_attention"] * where.num_layers)
+    types = where.with_layers(range(where.num_layers)).config.get("layer_types")
+    assert (types or ["full_attention"] * where.num_layers) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,11 +80,11 @@ def test_the_number_of_parameters_counts_tied_weights_once(family, changes):
     assert spec.weight_bytes == 2 * spec.num_parameters
 
 
-@variants
+@llama_variants
 def test_a_narrower_layout_is_a_model_transformers_can_build(family, changes):
     narrow = layout(tiny_config(family, **changes)).resized(hidden=48, ffn=80, num_kv_heads=2)
     model = live(narrow.config)
-    assert narrow.shapes() == layout(narrow.config).shapes() == stored(model)
+    assert narrow.shapes() == layout(narrow.config).shapes() == parameters(model)
     assert narrow.num_parameters == sum(p.numel() for p in model.parameters())
     assert model.model.norm.variance_epsilon == pytest.approx(1e-6 * 64 / 48)
 
@@ -70,7 +102,7 @@ def test_layers_keep_their_attention_types():
     assert layout(kept.config).with_layers([1]).config["layer_types"] == ["sliding_attention"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LLAMA_LIKES)
 def test_module_names_lead_to_the_modules(family):
     config = tiny_config(family)
     model, where = live(config), layout(config)
@@ -88,7 +120,7 @@ def test_module_names_lead_to_the_modules(family):
     ("changes", "message"),
     [
         ({"model_type": "lama"}, "did you mean 'llama'"),
-        ({"model_type": "bert"}, "Known: llama, mistral, qwen2, qwen3"),
+        ({"model_type": "xlm"}, "Known: bert, .* llama, mistral, .* qwen2, qwen3, qwen3_moe, roberta"),
         ({"model_type": None}, "has no 'model_type'"),
         ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads"),
         ({"hidden_size": "64"}, "hidden_size: '64'"),

@@ -9,15 +9,15 @@ from compress.errors import InputError
 from compress.models.checkpoint import load_model
 from compress.models.spec import read_spec
 from compress.prune import depth
-from tests.models.tiny import FAMILIES, VARIANTS, token_ids, variant_name, write_tiny
+from tests.models.tiny import LLAMA_LIKES, LLAMA_VARIANTS, token_ids, variant_name, write_tiny
 from tests.prune.checkpoints import logits, parent_of, pruned, tiny_parent
 
-variants = pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=variant_name)
+variants = pytest.mark.parametrize(("family", "changes"), LLAMA_VARIANTS, ids=variant_name)
 RUNS = [
-    *((family, changes, {"layers": 2}) for family, changes in VARIANTS),
-    *((family, {}, {"params": "80%"}) for family in FAMILIES),
+    *((family, changes, {"layers": 2}) for family, changes in LLAMA_VARIANTS),
+    *((family, {}, {"params": "80%"}) for family in LLAMA_LIKES),
 ]
-families = pytest.mark.parametrize("family", FAMILIES)
+families = pytest.mark.parametrize("family", LLAMA_LIKES)
 
 
 @pytest.mark.parametrize(("family", "changes", "target"), RUNS, ids=variant_name)

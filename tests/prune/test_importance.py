@@ -7,7 +7,7 @@ from compress.errors import InputError
 from compress.models.layout import layout
 from compress.prune.importance import activation, block_influence, weight
 from compress.prune.interface import importance
-from tests.models.tiny import FAMILIES, tiny_config, tiny_model, token_ids
+from tests.models.tiny import LLAMA_LIKES, tiny_config, tiny_model, token_ids
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def inference():
 SHAPES = {"layers": (4,), "hidden": (64,), "ffn": (4, 192), "kv_groups": (4, 4)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LLAMA_LIKES)
 @pytest.mark.parametrize("name", plugins.available("prune.importance"))
 def test_every_metric_scores_the_units_it_says(name, family):
     metric = importance(name, [])

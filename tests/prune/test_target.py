@@ -12,7 +12,7 @@ from compress.prune.target import (
     parse_budget,
     shape_for,
 )
-from tests.models.tiny import FAMILIES, tiny_config
+from tests.models.tiny import LLAMA_LIKES, tiny_config
 
 AXES = ("ffn", "kv_groups", "hidden")
 LLAMA_8B = {
@@ -42,7 +42,7 @@ def test_what_is_no_budget_is_refused_with_examples(written):
         parse_budget(written)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LLAMA_LIKES)
 @pytest.mark.parametrize("budget", ["85%", "60%", "40%", 100_000])
 def test_the_shape_is_the_cheapest_by_the_documented_rule(family, budget):
     model = layout(tiny_config(family))

@@ -12,16 +12,16 @@ from compress.models.layout import layout
 from compress.models.spec import read_spec
 from compress.prune import width
 from tests.fakes import FakeContext, Stopped
-from tests.models.tiny import FAMILIES, VARIANTS, token_ids, variant_name, write_tiny
+from tests.models.tiny import LLAMA_LIKES, LLAMA_VARIANTS, token_ids, variant_name, write_tiny
 from tests.prune.checkpoints import calibration, logits, parent_of, pruned, tiny_parent
 
-variants = pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=variant_name)
-families = pytest.mark.parametrize("family", FAMILIES)
+variants = pytest.mark.parametrize(("family", "changes"), LLAMA_VARIANTS, ids=variant_name)
+families = pytest.mark.parametrize("family", LLAMA_LIKES)
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 100, "num_key_value_heads": 3}
 RUNS = [
-    *((family, changes, SHAPE) for family, changes in VARIANTS),
-    *((family, {}, {"params": "60%"}) for family in FAMILIES),
+    *((family, changes, SHAPE) for family, changes in LLAMA_VARIANTS),
+    *((family, {}, {"params": "60%"}) for family in LLAMA_LIKES),
     ("qwen3", {}, {"num_key_value_heads": 1}),
 ]
 

@@ -11,7 +11,7 @@ from compress.models.checkpoint import quiet
 from compress.train import head as heads
 from compress.train.head import plain_head, project, tile_tokens, tiled_loss
 from compress.train.objective import NextToken
-from tests.models.tiny import FAMILIES, tiny_model, token_ids
+from tests.models.tiny import TRAINABLE, tiny_model, token_ids
 
 N, D, V = 70, 6, 11
 
@@ -69,7 +69,7 @@ def test_outside_autocast_products_are_exact_and_the_backend_is_left_as_it_was()
     assert torch.equal(project(hidden_ND, weight_VD), functional.linear(hidden_ND, weight_VD))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRAINABLE)
 def test_next_token_loss_is_the_one_transformers_computes(family):
     model, ids_BT = tiny_model(family), token_ids()
     total, num_tokens = NextToken(model)(ids_BT)

@@ -7,7 +7,7 @@ import torch
 from compress.models.checkpoint import load_model
 from compress.train import step
 from compress.train.cost import training_work
-from tests.models.tiny import FAMILIES
+from tests.models.tiny import TRAINABLE
 from tests.train.inputs import context, countable_ids, parent
 
 CONFIG = step.Config(tokens=16 * 4 * 6, batch_tokens=16 * 4, learning_rate=3e-3)
@@ -15,7 +15,7 @@ CONFIG = step.Config(tokens=16 * 4 * 6, batch_tokens=16 * 4, learning_rate=3e-3)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRAINABLE)
 def test_the_prediction_is_what_is_written(family, tied, dtype, tmp_path):
     model = parent(tmp_path / "parent", family, dtype=dtype, tie_word_embeddings=tied)
     outcome = step.run(model, CONFIG, context(tmp_path / "result"))
