@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from compress.errors import InputError
-from compress.models.layout import spec_from_config
+from compress.models.layout import layout, spec_from_config
 from compress.models.spec import check_tokenizer, read_spec
 from compress.plugins import Context, StepConfig
 from compress.records import Artifact, ModelSpec, Outcome, Work
@@ -59,7 +59,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     from compress.models.checkpoint import save_model
 
     architecture = _architecture(parent.spec, config)
-    check_tokenizer(parent.path, predict(parent.spec, config).tensors["model.embed_tokens.weight"].shape[0])
+    check_tokenizer(parent.path, layout(architecture).vocab)
     if config.config is not None:
         architecture = _special_ids(parent.path) | architecture
     save_model(_draw(architecture, config.dtype, context.seed), context.folder, like=parent.path)
@@ -87,9 +87,9 @@ def _special_ids(folder: "Path") -> dict[str, int]:
 def _draw(architecture: dict[str, Any], dtype: str, seed: int) -> "PreTrainedModel":
     import torch
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    from compress.models.checkpoint import DTYPES, quiet
+    from compress.models.checkpoint import DTYPES, auto_class, quiet
 
     settings = {name: value for name, value in architecture.items() if name not in ("dtype", "torch_dtype")}
     with torch.random.fork_rng(devices=[]), quiet():
@@ -97,7 +97,7 @@ def _draw(architecture: dict[str, Any], dtype: str, seed: int) -> "PreTrainedMod
         try:
             # `for_model` takes the type apart from the settings.
             configuration = AutoConfig.for_model(**settings)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(configuration, dtype=DTYPES[dtype])
+            model: PreTrainedModel = auto_class(settings).from_config(configuration, dtype=DTYPES[dtype])
         except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"transformers refuses this model configuration: {error}") from error
     return model
