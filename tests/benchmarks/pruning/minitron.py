@@ -72,11 +72,10 @@ def scores(model: PreTrainedModel, rows_NT: Tensor) -> Scores:
     )
 
 
-def prune(
-    model: PreTrainedModel, budget: float, rows_NT: Tensor, judged_NT: Tensor
+def search(
+    model: PreTrainedModel, found: Scores, budget: float, judged_NT: Tensor
 ) -> tuple[Cut, dict[str, Any]]:
     """Return the best of the candidates, judged by the loss on `judged_NT`, and what was tried."""
-    found = scores(model, rows_NT)
     config = model.config.to_dict()
     tried = [
         (mean_loss(cut_model(model, cut), judged_NT), cut)

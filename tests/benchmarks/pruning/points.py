@@ -37,8 +37,8 @@ OWN_CODE = ("prune", "models")
 class Plan:
     """What is the same for every point."""
 
-    documents: int = 64
-    tokens: int = 153_600
+    documents: int = 48
+    tokens: int = 81_920
     batch_tokens: int = 1024
     learning_rate: float = 1e-3
 

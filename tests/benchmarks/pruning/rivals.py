@@ -5,11 +5,13 @@ embeddings included.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from compress.models.checkpoint import load_model
 
@@ -39,28 +41,33 @@ def ours(teacher_folder: Path, budget: float, seed: int, out_folder: Path) -> di
 
 def by_minitron(teacher_folder: Path, budget: float, seed: int, out_folder: Path) -> dict[str, Any]:
     """Prune by Minitron's recipe, its candidate search included."""
-    model = load_model(teacher_folder)
-    rows_NT = calibration_rows(teacher_folder.parent / "calibration", seed, SAMPLES)
-    cut, facts = minitron.prune(model, budget, rows_NT, rows_NT[:JUDGED])
+    model, rows_NT, found = _scored(teacher_folder, seed)
+    cut, facts = minitron.search(model, found, budget, rows_NT[:JUDGED])
     return {**facts, **write(model, cut, teacher_folder, out_folder)}
 
 
 def by_depth(teacher_folder: Path, budget: float, seed: int, out_folder: Path) -> dict[str, Any]:
     """Remove whole layers by block influence, to the number of layers nearest the budget, above or below."""
-    model = load_model(teacher_folder)
+    model, _, found = _scored(teacher_folder, seed)
     config = model.config.to_dict()
     full = Shape.of(config)
-    rows_NT = calibration_rows(teacher_folder.parent / "calibration", seed, SAMPLES)
-    found = minitron.scores(model, rows_NT).layers
     wanted = budget * full.num_parameters(config)
 
     def miss(num_layers: int) -> float:
         shape = Shape(full.hidden, full.ffn, full.heads, full.groups, num_layers)
         return abs(shape.num_parameters(config) - wanted)
 
-    kept = highest(found, min(range(1, full.layers), key=miss)).tolist()
+    kept = highest(found.layers, min(range(1, full.layers), key=miss)).tolist()
     cut = Cut(**{**vars(whole(config)), "layers": kept})
     return write(model, cut, teacher_folder, out_folder)
+
+
+@lru_cache(maxsize=4)
+def _scored(teacher_folder: Path, seed: int) -> tuple[PreTrainedModel, Tensor, minitron.Scores]:
+    """Return the teacher, its calibration rows and Minitron's scores, once for all budgets."""
+    model = load_model(teacher_folder)
+    rows_NT = calibration_rows(teacher_folder.parent / "calibration", seed, SAMPLES)
+    return model, rows_NT, minitron.scores(model, rows_NT)
 
 
 def by_magnitude(teacher_folder: Path, budget: float, seed: int, out_folder: Path) -> dict[str, Any]:
@@ -133,5 +140,5 @@ METHODS: dict[str, Method] = {
     "magnitude": by_magnitude,
     "random": at_random,
     "torch-pruning": by_torch_pruning,
-    "torch-pruning as published": by_published_example,
+    "torch-pruning-example": by_published_example,
 }
