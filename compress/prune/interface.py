@@ -1,39 +1,41 @@
 """What an importance metric is: a file in ``importance/`` that scores the units pruning can remove.
 
-Units: ``layers``, ``hidden`` channels, ``ffn`` neurons, and ``kv_groups`` (a key-value head with the query
-heads that share it). The higher the score, the more the unit matters; scores are compared only within one
-layer and kind (hidden channels and layers: within the model).
+Units: ``layers``, ``hidden`` channels, ``ffn`` neurons, ``kv_groups`` (a key-value head with the query heads that
+share it), ``heads`` inside their group, ``experts``, and ``expert_ffn`` neurons. The higher the score, the more the
+unit matters; scores are compared only within one layer and kind (hidden channels and layers: within the model).
 
 Planning asks a metric for its `UNITS`, so a metric's top level imports no torch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from compress import plugins
 from compress.errors import InputError
-from compress.models.layout import Layout
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+
+    from compress.prune.calibration import Calibration
 
 Unit = Literal["layers", "hidden", "ffn", "kv_groups", "heads", "experts", "expert_ffn"]
+
+Scores = Mapping[Unit, "Tensor"]
+"""fp64 on the CPU: layers ``[L]``, hidden ``[H]``, ffn ``[L, F]``, kv_groups ``[L, G]``, heads ``[L, G, h]``,
+experts ``[L, E]``, expert_ffn ``[L, E, F]``."""
 
 
 class Importance(Protocol):
     """A file in ``importance/``."""
 
     UNITS: tuple[Unit, ...]
-    """What it can score."""
+    """What it can score. A model's units that are not among them get no score."""
 
-    def score(
-        self, model: "PreTrainedModel", layout: Layout, batches: "Iterable[Tensor]"
-    ) -> "dict[Unit, Tensor]":
-        """Return fp64 scores: layers ``[L]``, hidden ``[H]``, ffn ``[L, F]``, kv_groups ``[L, G]``,
-        heads ``[L, G, h]``, experts ``[L, E]``, expert_ffn ``[L, E, F]``.
+    def score(self, calibration: "Calibration") -> "dict[Unit, Tensor]":
+        """Return the scores of all units the model has and the metric knows. Called in inference mode.
 
-        Called in inference mode. `batches` are token ids ``[B, T]`` without padding, on the model's device.
+        A metric that scores layers may also have ``keep(scores, count) -> list[int]``, which layers stay when `count`
+        do; without it, those with the highest scores stay.
         """
 
 

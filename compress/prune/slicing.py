@@ -11,14 +11,12 @@ k to undo it would round every weight by up to 4e-3 in bfloat16, so it is left.
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from compress.models.layerwise import Stored, StoredWeights
 from compress.models.layout import Layout, Scale
 from compress.models.shards import WEIGHTS, Shards, read_shards, write_shards
 from compress.models.spec import copy_tokenizer
@@ -43,34 +41,39 @@ def write_pruned(
     progress: called with the bytes written so far, and all.
     """
     files = read_shards(source)
-    origins = parents_names(before, after, kept)
-    shards = _new_files(files, origins, after)
-    stored_in = {tensor: file for file, tensors in files.items() for tensor in tensors}
-    scales = before.rescaled(after)
+    sliced = SlicedWeights(StoredWeights(source), before, after, kept)
+    shards = _new_files(files, sliced.origins, after)
     total = sum(spec.num_bytes for tensors in shards.values() for spec in tensors.values())
     written = 0
-    with ExitStack() as stack:
-        opened: dict[str, Any] = {
-            file: stack.enter_context(safe_open(source / file, framework="pt")) for file in files
-        }
 
-        def load(name: str) -> memoryview:
-            nonlocal written
-            old = origins[name]
-            tensor = replacement(name)
-            if tensor is None:
-                whole: Tensor = opened[stored_in[old]].get_tensor(old)
-                tensor = cut(whole, old, before, kept, scales)
-            data: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-            written += data.nbytes
-            progress(written, total)
-            return data
+    def load(name: str) -> memoryview:
+        nonlocal written
+        tensor = replacement(name)
+        tensor = sliced[name] if tensor is None else tensor
+        data: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        written += data.nbytes
+        progress(written, total)
+        return data
 
-        write_shards(target, shards, load)
+    write_shards(target, shards, load)
     (target / "config.json").write_text(json.dumps(after.config, indent=2) + "\n", encoding="utf-8")
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", target / "generation_config.json")
     copy_tokenizer(source, target)
+
+
+class SlicedWeights:
+    """The pruned model's tensors by their names in it, cut from the parent's when they are asked for."""
+
+    def __init__(self, stored: Stored, before: Layout, after: Layout, kept: Kept) -> None:
+        self.origins = parents_names(before, after, kept)
+        self.becomes = {old: new for new, old in self.origins.items()}
+        self._stored, self._before, self._kept = stored, before, kept
+        self._scales = before.rescaled(after)
+
+    def __getitem__(self, name: str) -> Tensor:
+        old = self.origins[name]
+        return cut(self._stored[old], old, self._before, self._kept, self._scales)
 
 
 def cut(tensor: Tensor, name: str, layout: Layout, kept: Kept, scales: Mapping[str, Scale]) -> Tensor:

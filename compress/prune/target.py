@@ -1,160 +1,293 @@
 """From what a user asks for to the exact shape of the pruned model, before any weight is read."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from compress.errors import InputError
-from compress.models.layout import Layout, WidthAxis
-from compress.quantities import format_count, parse_count
+from compress.models.layout import Layout
+from compress.plugins import StepConfig
+from compress.prune.interface import Unit
+from compress.prune.shapes import KEYS, Shapes, default_alignment, length, shaped, sizes_along
+from compress.quantities import Count, format_count, parse_count
+
+if TYPE_CHECKING:
+    from compress.prune.shapes import Numbers
+
+__all__ = ["KEYS", "Target", "default_alignment", "explicit_shape", "parse_budget", "shape_for"]
 
 TOLERANCE = 0.01
-"""How far above the asked number of parameters a shape may lie, as a fraction of it."""
+"""How far above the asked cost a shape may lie, as a fraction of it."""
 
 MISS_WEIGHT = 10.0
-"""One percent away from the asked number of parameters weighs as much as ten percent of unevenness."""
+"""One percent away from the asked cost weighs as much as ten percent of unevenness."""
 
-LARGEST_ALIGNMENT = 256
-
-KEYS: dict[WidthAxis, str] = {
-    "hidden": "hidden_size",
-    "ffn": "intermediate_size",
-    "kv_groups": "num_key_value_heads",
-}
-"""The configuration's names for the sizes of the axes."""
+SHARE = r"(\d+(?:\.\d+)?)\s*%"
+BYTES = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def parse_budget(value: object) -> int | str:
     """Return a number of parameters, or a share of the parent's (``50%``). Raises `ValueError` for others."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())
-        if match is None or not 0 < float(match[1]) <= 100:
-            raise ValueError("expected a share above 0% and up to 100%, written like 50%")
-        return f"{float(match[1]):g}%"
+    if (share := _share(value)) is not None:
+        return share
     try:
         return parse_count(value)
     except ValueError:
         raise ValueError("expected a number of parameters like 4.0B or 350M, or a share like 50%") from None
 
 
+def parse_bytes(value: object) -> int | str:
+    """Return a number of bytes (``6GB``, ``500 MiB``), or a share of the parent's. Raises `ValueError` for others."""
+    if (share := _share(value)) is not None:
+        return share
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", str(value).strip())
+    if match is None or match[2].lower() not in BYTES or isinstance(value, bool) or float(match[1]) <= 0:
+        raise ValueError("expected an amount of memory like 6GB or 500MiB, or a share like 50%")
+    return round(float(match[1]) * BYTES[match[2].lower()])
+
+
+def parse_milliseconds(value: object) -> float | str:
+    """Return a time in milliseconds (``20ms``), or a share of the parent's. Raises `ValueError` for others."""
+    if (share := _share(value)) is not None:
+        return share
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*ms", str(value).strip())
+    if match is None or float(match[1]) <= 0:
+        raise ValueError("expected a time for one token like 20ms, or a share like 50%")
+    return float(match[1])
+
+
+def _share(value: object) -> str | None:
+    if not (isinstance(value, str) and value.strip().endswith("%")):
+        return None
+    match = re.fullmatch(SHARE, value.strip())
+    if match is None or not 0 < float(match[1]) <= 100:
+        raise ValueError("expected a share above 0% and up to 100%, written like 50%")
+    return f"{float(match[1]):g}%"
+
+
+def _schema(pattern: str) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [
+        {"type": "number", "exclusiveMinimum": 0}, {"type": "string", "pattern": pattern},
+    ]})  # fmt: skip
+
+
 Budget = Annotated[
     int | str,
     BeforeValidator(parse_budget),
-    WithJsonSchema({"anyOf": [
-        {"type": "number", "minimum": 1},
-        {"type": "string", "pattern": r"^\d[\d_]*(\.\d+)?\s*[kKmMbBtT%]?$"},
-    ]}),
+    _schema(r"^\d[\d_]*(\.\d+)?\s*[kKmMbBtT%]?$"),
     Field(examples=["50%", "4.0B"]),
-]  # fmt: skip
-"""How many parameters the result may have: ``4.0B``, ``350M``, a whole number, or ``50%`` of the parent's."""
+]
+"""How many parameters, or FLOPs, the result may have: ``4.0B``, ``350M``, or ``50%`` of the parent's."""
+
+ByteBudget = Annotated[
+    int | str,
+    BeforeValidator(parse_bytes),
+    _schema(r"^\d+(\.\d+)?\s*([kKmMgG][iI]?[bB]|%)?$"),
+    Field(examples=["6GB", "50%"]),
+]
+"""How many bytes the result may take: ``6GB``, ``500MiB``, or ``50%`` of the parent's."""
+
+TimeBudget = Annotated[
+    float | str,
+    BeforeValidator(parse_milliseconds),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|%)$"}),
+    Field(examples=["20ms", "50%"]),
+]
+"""How long one token may take: ``20ms``, or ``50%`` of the parent's."""
+
+Size = Annotated[int, Field(ge=1)]
 
 
-def layers_for(budget: int | str, model: Layout) -> int:
-    """Return how many layers come nearest to a budget of parameters without exceeding it by over 1 %.
+class Target(StepConfig):
+    """How small: one budget, for which the shape is chosen, or exact sizes (what is not named stays)."""
 
-    Raises `InputError` when the embeddings and one layer are already too many.
-    """
-    wanted = _parameters(budget, model)
-    sizes = {
-        count: model.with_layers(range(count)).num_parameters for count in range(1, model.num_layers + 1)
-    }
-    if not (fitting := {n: size for n, size in sizes.items() if size <= wanted * (1 + TOLERANCE)}):
-        raise InputError(
-            f"target of {format_count(wanted)} parameters: one layer still makes {_size(sizes[1], model)}; "
-            "raise the target or use prune.width"
-        )
-    return min(fitting, key=lambda count: abs(fitting[count] - wanted))
+    params: Budget | None = None
+    """``50%`` of the parent's parameters, ``4.0B``, ``350M`` or a whole number."""
+    memory: ByteBudget | None = None
+    """``6GB``, ``500MiB`` or ``50%`` of the parent's: weights as stored, and the KV cache of one sequence of `context`
+    tokens in 16 bits."""
+    flops: Budget | None = None
+    """``50%`` of the parent's, or a number such as ``8B``: floating-point operations for one token that attends to
+    `context` tokens."""
+    latency: TimeBudget | None = None
+    """``20ms`` or ``50%`` of the parent's: time for one output token after `context` tokens, batch 1, measured on the
+    machine that prunes."""
+    context: Count = 1024
+    """Tokens in the context for `memory`, `flops` and `latency`."""
+    layers: Size | None = None
+    """Layers that stay."""
+    hidden_size: Size | None = None
+    """Width of the residual stream."""
+    intermediate_size: Size | None = None
+    """FFN neurons of every layer."""
+    num_key_value_heads: Size | None = None
+    """KV groups of every layer; query heads follow in the parent's ratio."""
+    num_attention_heads: Size | None = None
+    """Query heads of every layer, the same number in each KV group."""
+    num_experts: Size | None = None
+    """Experts of every layer."""
+    moe_intermediate_size: Size | None = None
+    """Neurons of every expert."""
+
+    @property
+    def sizes(self) -> dict[Unit, int]:
+        """The sizes asked for, by axis."""
+        asked = {axis: getattr(self, key) for axis, key in KEYS.items()}
+        return {axis: size for axis, size in asked.items() if size is not None}
+
+    @property
+    def budget(self) -> tuple[str, Any]:
+        """Which cost is limited, and to what."""
+        return next((name, getattr(self, name)) for name in BUDGETS if getattr(self, name) is not None)
+
+    @property
+    def is_explicit(self) -> bool:
+        return bool(self.sizes)
+
+    @model_validator(mode="after")
+    def _one(self) -> "Target":
+        budgets = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(budgets) + bool(self.sizes) != 1:
+            raise ValueError(
+                f"give either one of {', '.join(f'`{name}`' for name in BUDGETS)}, or sizes: "
+                + ", ".join(KEYS.values())
+            )
+        return self
+
+
+BUDGETS = ("params", "memory", "flops", "latency")
 
 
 def shape_for(
-    budget: int | str, model: Layout, axes: Sequence[WidthAxis], align: Mapping[WidthAxis, int]
+    target: Target,
+    model: Layout,
+    axes: Sequence[Unit],
+    align: Mapping[Unit, int],
+    *,
+    dtype_bytes: float = 2,
+    milliseconds: "Numbers | None" = None,
 ) -> Layout:
-    """Return the aligned shape that best fits a budget of parameters.
+    """Return the aligned shape that best fits a budget.
 
     Considered is every combination of sizes along `axes` that are multiples of their alignment (or the
     parent's own size), that transformers accepts, and that exceeds the budget by at most 1 %. The one with
-    the least ``unevenness + 10 * |parameters / budget - 1|`` wins, the larger hidden size among equals.
+    the least ``unevenness + 10 * |cost / budget - 1|`` wins, the larger hidden size among equals.
     Unevenness is the difference between the largest and smallest kept fraction of an axis: shapes that lose
     about the same share everywhere keep the proportions the family was designed with, and recover better than
     lopsided ones.
 
     Raises `InputError` with the smallest reachable size when no shape is small enough.
     """
-    wanted = _parameters(budget, model)
-    candidates = [(shape, shape.num_parameters) for shape in _shapes(model, axes, align)]
-    fitting = [(shape, size) for shape, size in candidates if size <= wanted * (1 + TOLERANCE)]
-    if not fitting:
-        smallest = min(size for _, size in candidates)
+    shapes = possible_shapes(model, axes, align)
+    costs, whole, wanted = costs_of(target, shapes, dtype_bytes, milliseconds)
+    fits = fitting(costs, wanted)
+    if not fits.any():
+        raise InputError(_too_small(target, axes, float(costs.min()), whole, wanted))
+    import numpy as np
+
+    fractions = shapes.fractions()
+    miss = np.abs(costs / wanted - 1)
+    price = np.round(fractions.max(0) - fractions.min(0) + MISS_WEIGHT * miss, 9)
+    hidden = shapes.fractions()[shapes.axes.index("hidden")] if "hidden" in shapes.axes else 0.0 * price
+    best = min(np.flatnonzero(fits), key=lambda i: (price[i], -hidden[i]))
+    return shapes.layout(int(best))
+
+
+def possible_shapes(model: Layout, axes: Sequence[Unit], align: Mapping[Unit, int]) -> Shapes:
+    """Return every aligned shape along the axes. Raises `InputError` for an axis the model does not have."""
+    there: tuple[Unit, ...] = ("layers", *model.width_axes)
+    if absent := [axis for axis in axes if axis not in there]:
         raise InputError(
-            f"target of {format_count(wanted)} parameters: pruning {', '.join(axes)} to aligned sizes leaves at "
-            f"least {_size(smallest, model)}; raise the target, add axes, or use prune.depth first"
+            f"{model.config['model_type']} models have no {' or '.join(absent)} to prune. "
+            f"Allowed: {', '.join(there)}"
+        )
+    return Shapes(model, {axis: sizes_along(model, axis, align.get(axis)) for axis in axes})
+
+
+def costs_of(
+    target: Target, shapes: Shapes, dtype_bytes: float, milliseconds: "Numbers | None" = None
+) -> tuple["Numbers", float, float]:
+    """Return every shape's cost in the budget's unit, the parent's cost, and the budget.
+
+    Latency is taken from `milliseconds` where it was measured, else assumed proportional to the bytes read a token.
+    Raises `InputError` for a budget above the parent's cost.
+    """
+    name, asked = target.budget
+
+    def of(these: Shapes) -> "Numbers":
+        if name == "params":
+            return these.params()
+        if name == "memory":
+            return these.memory(dtype_bytes, target.context)
+        return (
+            these.flops(target.context)
+            if name == "flops"
+            else these.decode_bytes(dtype_bytes, target.context)
         )
 
-    def cost(candidate: tuple[Layout, int]) -> tuple[float, int]:
-        shape, size = candidate
-        fractions = [shape.length(axis) / model.length(axis) for axis in axes]
-        miss = abs(size / wanted - 1)
-        return round(max(fractions) - min(fractions) + MISS_WEIGHT * miss, 9), -shape.hidden
+    parent = Shapes(shapes.model, {"layers": [shapes.model.num_layers]})
+    costs, whole = of(shapes), float(of(parent)[0])
+    if name == "latency" and milliseconds is not None:
+        costs, whole = milliseconds[:-1], float(milliseconds[-1])
+    elif name == "latency" and not isinstance(asked, str):
+        return costs, whole, whole  # nothing is measured yet: the plan assumes the parent's own
+    wanted = whole * float(asked[:-1]) / 100 if isinstance(asked, str) else float(asked)
+    if wanted > whole:
+        raise InputError(
+            f"target of {amount(name, wanted)} is more than the parent's {amount(name, whole, short=True)}; "
+            "pruning only removes"
+        )
+    return costs, whole, wanted
 
-    return min(fitting, key=cost)[0]
+
+def fitting(costs: "Numbers", wanted: float) -> "Numbers":
+    """Return which costs stay within the budget and its tolerance."""
+    within: Numbers = costs <= wanted * (1 + TOLERANCE)
+    return within
 
 
-def explicit_shape(model: Layout, sizes: Mapping[WidthAxis, int]) -> Layout:
+def explicit_shape(model: Layout, sizes: Mapping[Unit, int]) -> Layout:
     """Return the shape with exactly these sizes. Raises `InputError` where it is larger or impossible."""
-    for axis, size in sizes.items():
-        if size > (parent := model.length(axis)):
+    groups = sizes.get("kv_groups", model.num_kv_heads)
+    lengths: dict[Unit, int] = dict(sizes)
+    if "heads" in lengths:
+        if lengths["heads"] % groups:
+            raise InputError(
+                f"target num_attention_heads: {lengths['heads']} is no multiple of the {groups} key-value heads"
+            )
+        lengths["heads"] //= groups
+    for axis, size in lengths.items():
+        if size > (parent := length(model, axis)):
             raise InputError(
                 f"target {KEYS[axis]}: {size} is more than the parent's {parent}; pruning only removes"
             )
-    shape = model.resized(
-        hidden=sizes.get("hidden"), ffn=sizes.get("ffn"), num_kv_heads=sizes.get("kv_groups")
-    )
+        if axis not in ("layers", *model.width_axes) and size != parent:
+            raise InputError(
+                f"target {KEYS[axis]}: {model.config['model_type']} models have none of their own"
+            )
+    shape = shaped(model, lengths)
     if shape.refusal is not None:
         raise InputError(f"target: {shape.refusal}")
     return shape
 
 
-def default_alignment(axis: WidthAxis, length: int) -> int:
-    """Return what sizes are multiples of unless the user says.
-
-    Hidden and FFN sizes: the largest power of two up to 256 that is at most an eighth of the parent's size,
-    so kernels stay fast on large models and small ones still have a choice. KV groups: 2 where there are 8 or
-    more, so that the heads still divide over two devices.
-    """
-    if axis == "kv_groups":
-        return 2 if length >= 8 and length % 2 == 0 else 1
-    return min(LARGEST_ALIGNMENT, 1 << max(0, (length // 8).bit_length() - 1))
+def amount(name: str, value: float, short: bool = False) -> str:
+    """Return a cost with its unit."""
+    if name == "latency":
+        return f"{value:.3g} ms a token"
+    if name == "memory":
+        return f"{value / 1e9:.3g} GB"
+    return format_count(value) + ("" if short else {"params": " parameters", "flops": " FLOPs"}[name])
 
 
-def _shapes(model: Layout, axes: Sequence[WidthAxis], align: Mapping[WidthAxis, int]) -> Iterator[Layout]:
-    choices = {axis: _choices(model.length(axis), align.get(axis), axis) for axis in axes}
-    for sizes in product(*choices.values()):
-        by_axis = dict(zip(choices, sizes, strict=True))
-        shape = model.resized(
-            hidden=by_axis.get("hidden"), ffn=by_axis.get("ffn"), num_kv_heads=by_axis.get("kv_groups")
-        )
-        if shape.refusal is None:
-            yield shape
-
-
-def _choices(length: int, step: int | None, axis: WidthAxis) -> list[int]:
-    step = step or default_alignment(axis, length)
-    return sorted({*range(step, length, step), length})
-
-
-def _parameters(budget: int | str, model: Layout) -> int:
-    parent = model.num_parameters
-    wanted = round(parent * float(budget[:-1]) / 100) if isinstance(budget, str) else budget
-    if wanted > parent:
-        raise InputError(
-            f"target of {format_count(wanted)} parameters is more than the parent's {format_count(parent)}; "
-            "pruning only removes"
-        )
-    return wanted
-
-
-def _size(parameters: int, model: Layout) -> str:
-    return f"{format_count(parameters)} parameters ({100 * parameters / model.num_parameters:.1f}% of the parent)"
+def _too_small(target: Target, axes: Sequence[Unit], least: float, whole: float, wanted: float) -> str:
+    name, _ = target.budget
+    if tuple(axes) == ("layers",):
+        what, hint = "one layer still makes", "raise the target or use prune.width"
+    else:
+        what = f"pruning {', '.join(axes)} to aligned sizes leaves at least"
+        hint = "raise the target, add axes, or use prune.depth first"
+    reached = f"{amount(name, least)} ({100 * least / whole:.1f}% of the parent)"
+    return f"target of {amount(name, wanted)}: {what} {reached}; {hint}"

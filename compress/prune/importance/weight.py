@@ -4,43 +4,31 @@ The classic baseline (Han et al., arXiv 1506.02626), and a weak one for language
 which units the text uses.
 """
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from compress.models.layout import Axis, Layout, WidthAxis
+from compress.models.family import Axis
 from compress.prune.interface import Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
-UNITS: tuple[WidthAxis, ...] = ("hidden", "ffn", "kv_groups")
+    from compress.prune.calibration import Calibration
 
-UNIT_OF: dict[Axis, WidthAxis] = {
-    "hidden": "hidden",
-    "ffn": "ffn",
-    "query": "kv_groups",
-    "key_value": "kv_groups",
-}
+UNITS: tuple[Unit, ...] = ("layers", "hidden", "ffn", "kv_groups", "heads", "experts", "expert_ffn")
+
+GROUP_AXES: tuple[Axis, ...] = ("query", "key_value", "heads_qkv")
 
 
-def score(model: "PreTrainedModel", layout: Layout, batches: "Iterable[Tensor]") -> "dict[Unit, Tensor]":
-    """Return the score of every hidden channel ``[H]``, neuron ``[L, F]`` and KV group ``[L, G]``."""
+def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
+    """Return the L2 norm of every unit's weights. Reads the checkpoint and no text."""
     import torch
 
-    energies: dict[Unit, Tensor] = {
-        unit: torch.zeros(layout.num_layers, layout.length(unit), dtype=torch.float64) for unit in UNITS
-    }
-    for name, axes in layout.tensors.items():
-        weight = model.get_parameter(name)
-        layer = layout.layer_of(name) or 0
-        for dim, axis in enumerate(axes):
-            if axis in UNIT_OF:
-                unit = UNIT_OF[axis]
-                norm = weight.movedim(dim, 0).reshape(layout.length(unit), -1).float().norm(dim=1)
-                energies[unit][layer] += norm.double().square().cpu()
-    return {
-        "hidden": energies["hidden"].sum(0).sqrt(),
-        "ffn": energies["ffn"].sqrt(),
-        "kv_groups": energies["kv_groups"].sqrt(),
-    }
+    from compress.prune.parts import empty_scores, unit_sums
+
+    model, layout = calibration.model, calibration.layout
+    energies = empty_scores(layout)
+    for name in layout.tensors:
+        weight = model.stored[name]
+        for unit, index, energy in unit_sums(layout, name, weight.float().double().square()):
+            energies[unit][index] += energy
+    return {unit: torch.sqrt(energy) for unit, energy in energies.items()}

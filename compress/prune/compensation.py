@@ -1,0 +1,369 @@
+"""Make up for what was removed, without training: layer after layer, in closed form.
+
+Two models run side by side over calibration text, one layer at a time: the parent and what slicing left of it (the
+student). Inside a layer the student's linear maps are refitted in the order they run (`least_squares`):
+
+- a map that *reads* the hidden state gets weights with which it computes, from the student's hidden state, what the
+  parent's map computes from the parent's: channels that were removed are predicted from those that stay;
+- a map that *writes* to the hidden state gets weights with which the student's hidden state comes closest to the
+  parent's, so that it also corrects errors made before it. The last map of a layer aims at where the parent is
+  after the layers removed behind it, which folds them into it as far as a linear map can.
+
+Folding removed units into kept ones is classic (Optimal Brain Surgeon; for structured pruning e.g. ZipLM, arXiv
+2302.04089); aiming at the parent's own hidden states is what GPTQ's asymmetric calibration does (arXiv 2504.02692).
+
+Experts of a mixture are refitted where they read; their outputs are mixed by the router's weights and stay.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from compress.models.family import option
+from compress.models.layerwise import LayerwiseModel, Weights
+from compress.models.layout import Layout
+from compress.prune.kept import Kept
+from compress.prune.least_squares import Moments, damped_inverse, refit
+from compress.prune.scratch import Scratch
+from compress.prune.slicing import SlicedWeights, cut
+
+Batches = Sequence[Tensor]
+"""Token ids ``[B, T]`` of every batch."""
+
+Save = Callable[[str, Weights], None]
+"""Keeps the refitted tensors of a part (``layer-3``, ``outside``), by their names in the student."""
+
+Saved = Callable[[str], Weights | None]
+"""Returns what `Save` kept of a part, ``None`` when there is nothing yet."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How far weights may move. Tuned in ``tests/benchmarks/pruning_quality.py``."""
+
+    damping: float = 1e-2
+    """λ as a share of the mean energy of an input."""
+    feedback: float = 1.0
+    """How much of the error made before a writing map it is to correct: 0 none, 1 all."""
+
+
+class Compensation:
+    """The two models and where they are in the text."""
+
+    def __init__(
+        self,
+        parent: LayerwiseModel,
+        after: Layout,
+        kept: Kept,
+        batches: Batches,
+        scratch: Scratch,
+        strength: Strength,
+    ) -> None:
+        self.before, self.after, self.kept, self.strength = parent.layout, after, kept, strength
+        self.parent = parent
+        self.sliced = SlicedWeights(parent.stored, parent.layout, after, kept)
+        self.student = LayerwiseModel(self.sliced, after, parent.dtype, device=parent.device, resident=False)
+        self.batches = batches
+        self._parents = scratch.states("parent", batches, self.before.hidden, parent.dtype)
+        self._students = scratch.states("student", batches, self.after.hidden, parent.dtype)
+        self._entering = scratch.states("entering", batches, self.before.hidden, parent.dtype)
+        self._scratch = scratch
+
+    def run(self, save: Save, saved: Saved, progress: Callable[[int, int], None]) -> None:
+        """Refit every layer and the output head. What was saved before is not fitted again.
+
+        progress: called with parent layers passed, and all.
+        """
+        for ids, parent, student in zip(self.batches, self._parents, self._students, strict=True):
+            parent.copy_(self.parent.embed(ids))
+            student.copy_(self.student.embed(ids))
+        stops = [*self.kept.layers, self.before.num_layers]
+        for number in range(stops[0]):
+            self._advance_parent(number)
+        for new, (old, following) in enumerate(pairwise(stops)):
+            part = f"layer-{new}"
+            self._pass_layer(new, old, following, saved(part), partial(save, part))
+            progress(following, self.before.num_layers)
+        if saved("outside") is None:
+            save("outside", self._refit_outside())
+
+    def _pass_layer(
+        self, new: int, old: int, following: int, done: Weights | None, save: Callable[[Weights], None]
+    ) -> None:
+        """Bring the parent to layer `following` and the student past its layer `new`, fitting that on the way."""
+        with self.parent.layer(old) as teacher, self.student.layer(new) as layer:
+            if done is None:
+                stages = _stages(self.before, old, teacher, lambda: self._run_parent(old, 0))
+                seen = self._watch_parent(teacher, old, stages)
+            else:
+                seen = {}
+                self._advance_parent_loaded(old)
+            for number in range(old + 1, following):
+                self._advance_parent(number)
+            if done is None:
+                fit = LayerFit(self, layer, new, old, seen)
+                for stage in stages:
+                    fit.refit(stage, is_last=stage is stages[-1])
+                done = fit.weights
+                save(done)
+            else:
+                self.student.assign(new, self.student.weights(new) | done)
+            for student in self._students:
+                student.copy_(self.student.run(new, student))
+
+    def _watch_parent(self, teacher: nn.Module, old: int, stages: "list[Stage]") -> "dict[str, list[Tensor]]":
+        """Pass the parent's layer; return what its reading maps read and its writing maps wrote."""
+        seen = {
+            stage.module: self._scratch.states(
+                stage.module, self.batches, self.before.hidden, self.parent.dtype
+            )
+            for stage in stages
+        }
+        for index, hidden in enumerate(self._parents):
+            with _observing(teacher, [stage.module for stage in stages]) as calls:
+                self._entering[index].copy_(hidden)
+                hidden.copy_(self.parent.run(old, hidden))
+            for stage in stages:
+                read, wrote = calls[stage.module]
+                seen[stage.module][index].copy_((wrote if stage.writes else read).reshape(hidden.shape))
+        return seen
+
+    def _run_parent(self, old: int, index: int) -> None:
+        self.parent.run(old, self._parents[index])
+
+    def _advance_parent(self, number: int) -> None:
+        with self.parent.layer(number):
+            self._advance_parent_loaded(number)
+
+    def _advance_parent_loaded(self, number: int) -> None:
+        for hidden in self._parents:
+            hidden.copy_(self.parent.run(number, hidden))
+
+    def _refit_outside(self) -> Weights:
+        """Refit the output head where it is a matrix of its own."""
+        if self.before.head is None:
+            return {}
+        name = self.before.head
+        head = self.after.live(name.removesuffix(".weight"))
+        moments = Moments(
+            self.after.hidden, self.before.hidden, device=self.parent.device, dtype=self.parent.dtype
+        )
+        for ids, parent, student in zip(self.batches, self._parents, self._students, strict=True):
+            read_t = _tail_input(self.parent, head, ids, parent)
+            moments.add(_tail_input(self.student, head, ids, student), read_t)
+        inverse = damped_inverse(moments.gram, self.strength.damping)
+        whole, sliced = self.parent.stored[name], self.sliced[name]
+        rows = [
+            refit(part_s, moments.gram, part_t.to(moments.dtype) @ moments.cross, inverse).to(whole.dtype)
+            for part_t, part_s in zip(
+                torch.split(whole, HEAD_ROWS), torch.split(sliced, HEAD_ROWS), strict=True
+            )
+        ]
+        return {name: torch.cat(rows)}
+
+
+HEAD_ROWS = 16384
+"""Rows of the output head refitted at once: bounds the memory of a large vocabulary."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Maps that are refitted together: readers of one input, or one writer.
+
+    `module` is where to look, by its name below the layer; `tensors` are the parent's stored weights.
+    """
+
+    module: str
+    tensors: tuple[str, ...]
+    writes: bool
+
+
+class LayerFit:
+    """Refitting one layer of the student, stage by stage."""
+
+    def __init__(
+        self, models: Compensation, layer: nn.Module, new: int, old: int, seen: dict[str, list[Tensor]]
+    ) -> None:
+        self._models, self._layer, self._new, self._old, self._seen = models, layer, new, old, seen
+        self.weights: Weights = {}
+
+    def refit(self, stage: Stage, is_last: bool) -> None:
+        """Fit a stage's weights on what reaches it now, and put them into the layer."""
+        models = self._models
+        fitted = self._writer(stage, is_last) if stage.writes else self._readers(stage)
+        self.weights |= fitted
+        models.student.assign(self._new, models.student.weights(self._new) | self.weights)
+
+    def _readers(self, stage: Stage) -> Weights:
+        models = self._models
+        moments = self._moments(models.after.hidden, models.before.hidden)
+        for index in range(len(models.batches)):
+            read, _ = self._until(stage.module, index)
+            moments.add(read, self._seen[stage.module][index])
+        inverse = damped_inverse(moments.gram, models.strength.damping)
+        fitted: Weights = {}
+        whole_width = Kept(models.kept.layers, {u: k for u, k in models.kept.units.items() if u != "hidden"})
+        for old_name in stage.tensors:
+            if (new_name := models.sliced.becomes.get(old_name)) is None:
+                continue  # of an expert that went
+            stored = models.parent.stored[old_name]
+            rows = _oriented(cut(stored, old_name, models.before, whole_width, {}), models.before, old_name)
+            start = _oriented(models.sliced[new_name], models.after, new_name)
+            cross = rows.to(moments.dtype) @ moments.cross
+            better = refit(start, moments.gram, cross, inverse).to(stored.dtype)
+            fitted[new_name] = _oriented(better, models.after, new_name).contiguous()
+        return fitted
+
+    def _writer(self, stage: Stage, is_last: bool) -> Weights:
+        models = self._models
+        name = models.sliced.becomes[stage.tensors[0]]
+        start = _oriented(models.sliced[name], models.after, name)
+        moments = self._moments(start.shape[1], start.shape[0])
+        channels = models.kept.units.get("hidden")
+        for index in range(len(models.batches)):
+            read, wanted = self._target(stage, index, is_last, channels)
+            moments.add(read, wanted)
+        bias_name = name.removesuffix("weight") + "bias"
+        has_bias = bias_name in models.after.tensors
+        gram, cross = moments.centered() if has_bias else (moments.gram, moments.cross)
+        better = refit(start, gram, cross, damped_inverse(gram, models.strength.damping))
+        dtype = models.parent.stored[models.sliced.origins[name]].dtype
+        fitted = {name: _oriented(better.to(dtype), models.after, name).contiguous()}
+        if has_bias:
+            means = moments.sum_y - better.double() @ moments.sum_x
+            fitted[bias_name] = (means / moments.num_tokens).to(dtype)
+        return fitted
+
+    def _target(
+        self, stage: Stage, index: int, is_last: bool, channels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the writing map reads, and what it should write."""
+        models = self._models
+
+        def stays(hidden: Tensor) -> Tensor:
+            return hidden if channels is None else hidden.index_select(-1, channels.to(hidden.device))
+
+        if not option(models.before.family, "RESIDUAL_ADDS"):
+            read, _ = self._until(stage.module, index)
+            return read, stays(self._seen[stage.module][index])
+        student = models._students[index]
+        if is_last:
+            with _observing(self._layer, [stage.module]) as calls:
+                leaving = models.student.run(self._new, student)
+            read, wrote = calls[stage.module]
+            behind = stays(models._parents[index]) - leaving
+            return read, wrote.reshape(behind.shape) + models.strength.feedback * behind
+        read, _ = self._until(stage.module, index)
+        behind = stays(models._entering[index]) - student
+        return read, stays(self._seen[stage.module][index]) + models.strength.feedback * behind
+
+    def _until(self, module: str, index: int) -> tuple[Tensor, Tensor | None]:
+        """Run the student's layer only as far as a module's input."""
+
+        def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            raise _Reached(inputs[0])
+
+        handle = self._layer.get_submodule(module).register_forward_pre_hook(stop)
+        try:
+            self._models.student.run(self._new, self._models._students[index])
+        except _Reached as reached:
+            return reached.tensor, None
+        finally:
+            handle.remove()
+        raise AssertionError(f"{module} did not run")
+
+    def _moments(self, num_inputs: int, num_outputs: int) -> Moments:
+        parent = self._models.parent
+        return Moments(num_inputs, num_outputs, device=parent.device, dtype=parent.dtype)
+
+
+class _Reached(Exception):
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _stages(layout: Layout, number: int, layer: nn.Module, run: Callable[[], None]) -> list[Stage]:
+    """Return a layer's linear maps to and from the hidden state, in the order they run.
+
+    Maps that are given the very same tensor are one stage. Experts read what their router reads.
+    """
+    prefix = layout.layers[number] + "."
+    readers: dict[str, str] = {}
+    writers: dict[str, str] = {}
+    expert_readers: list[str] = []
+    for name, axes in layout.tensors.items():
+        if layout.layer_of(name) != number or len(axes) != 2 or "hidden" not in axes:
+            continue
+        reads = axes[1 - layout.out_dim(name)] == "hidden"
+        if layout.expert_of(name) is not None:
+            expert_readers += [name] if reads else []
+        else:
+            (readers if reads else writers)[name.removeprefix(prefix).removesuffix(".weight")] = name
+    order: list[tuple[str, int]] = []
+
+    def note(module: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: order.append((module, inputs[0].data_ptr()))
+
+    handles = [layer.get_submodule(m).register_forward_pre_hook(note(m)) for m in (*readers, *writers)]
+    run()
+    for handle in handles:
+        handle.remove()
+    stages: list[Stage] = []
+    last_input = None
+    for module, pointer in order:
+        if module in writers:
+            stages.append(Stage(module, (writers[module],), writes=True))
+            last_input = None
+            continue
+        also = tuple(expert_readers) if layout.tensors[readers[module]][0] == "experts" else ()
+        if pointer == last_input:
+            stages[-1] = Stage(stages[-1].module, (*stages[-1].tensors, readers[module], *also), writes=False)
+        else:
+            stages.append(Stage(module, (readers[module], *also), writes=False))
+        last_input = pointer
+    return stages
+
+
+@contextmanager
+def _observing(layer: nn.Module, modules: list[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Collect what named modules of a layer read and write while it runs once."""
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def note(module: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[module] = (inputs[0], output)
+
+        return hook
+
+    handles = [layer.get_submodule(m).register_forward_hook(note(m)) for m in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tail_input(model: LayerwiseModel, module: str, ids: Tensor, hidden: Tensor) -> Tensor:
+    """Return what the output head reads."""
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise _Reached(inputs[0])
+
+    handle = model.model.get_submodule(module).register_forward_pre_hook(stop)
+    try:
+        model.logits(ids, hidden)
+    except _Reached as reached:
+        return reached.tensor
+    finally:
+        handle.remove()
+    raise AssertionError(f"{module} did not run")
+
+
+def _oriented(weight: Tensor, layout: Layout, name: str) -> Tensor:
+    """Return a stored weight as ``[out, in]``, or back."""
+    return weight.T if layout.out_dim(name) == 1 else weight

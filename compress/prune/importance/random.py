@@ -1,0 +1,25 @@
+"""Chance: the control any other metric has to beat. Needs no data."""
+
+from typing import TYPE_CHECKING
+
+from compress.prune.interface import Unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.prune.calibration import Calibration
+
+UNITS: tuple[Unit, ...] = ("layers", "hidden", "ffn", "kv_groups", "heads", "experts", "expert_ffn")
+
+
+def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
+    """Return a random score of every unit, by the step's seed."""
+    import torch
+
+    from compress.prune.parts import empty_scores
+
+    generator = torch.Generator().manual_seed(calibration.seed)
+    return {
+        unit: torch.rand(values.shape, generator=generator, dtype=torch.float64)
+        for unit, values in empty_scores(calibration.layout).items()
+    }

@@ -1,0 +1,73 @@
+"""Least squares that starts from weights which are already there.
+
+A pruned linear map sees fewer inputs than before. Its best weights on calibration text solve
+
+    min_W  Σ_tokens ‖y − W x‖² + λ ‖W − W₀‖²        W = W₀ + (Y Xᵀ − W₀ X Xᵀ) (X Xᵀ + λ I)⁻¹
+
+with W₀ what slicing left. For y the unpruned output and λ → 0 this is the folding ``W_keep + W_removed G_rk G_kk⁻¹``.
+Because the objective at the solution is at most that at W₀, the error on calibration text never rises; λ keeps
+directions the text hardly uses as they were. Sums are all that is needed of the text, so it is read once.
+"""
+
+import torch
+from torch import Tensor
+
+EXACT_UP_TO = 2048
+"""Matrices up to this size are multiplied in fp64; larger ones in fp32, their inverse still made in fp64."""
+
+
+class Moments:
+    """Sums over tokens of ``x xᵀ``, ``y xᵀ``, x and y, for vectors x ``[I]`` and y ``[O]``."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, *, device: str, dtype: torch.dtype) -> None:
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        self.gram = torch.zeros(num_inputs, num_inputs, device=device, dtype=self.dtype)
+        self.cross = torch.zeros(num_outputs, num_inputs, device=device, dtype=self.dtype)
+        self.sum_x = torch.zeros(num_inputs, device=device, dtype=torch.float64)
+        self.sum_y = torch.zeros(num_outputs, device=device, dtype=torch.float64)
+        self.num_tokens = 0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Add tokens: x ``[..., I]`` and y ``[..., O]``."""
+        x_NI = x.reshape(-1, x.shape[-1]).to(self.dtype)
+        y_NO = y.reshape(-1, y.shape[-1]).to(self.dtype)
+        self.gram.addmm_(x_NI.T, x_NI)
+        self.cross.addmm_(y_NO.T, x_NI)
+        self.sum_x += x_NI.sum(0)
+        self.sum_y += y_NO.sum(0)
+        self.num_tokens += len(x_NI)
+
+    def centered(self) -> tuple[Tensor, Tensor]:
+        """Return gram ``[I, I]`` and cross ``[O, I]`` of the deviations from the means."""
+        mean_x = self.sum_x / self.num_tokens
+        gram = self.gram.double() - self.num_tokens * torch.outer(mean_x, mean_x)
+        cross = self.cross.double() - torch.outer(self.sum_y, mean_x)
+        return gram.to(self.dtype), cross.to(self.dtype)
+
+
+def refit(weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor, inverse_II: Tensor) -> Tensor:
+    """Return the weights of least error that start from `weight_OI`, given the damped inverse of the gram matrix."""
+    wide = _wide(weight_OI)
+    start, gram, cross = weight_OI.to(wide), gram_II.to(wide), cross_OI.to(wide)
+    return start + (cross - start @ gram) @ inverse_II.to(wide)
+
+
+def damped_inverse(gram_II: Tensor, damping: float) -> Tensor:
+    """Return ``(G + damping · mean(diag G) · I)⁻¹`` in fp64.
+
+    Inputs that were never used have an empty row; damping makes the matrix positive definite all the same. Rounding
+    in a long sum can still defeat it, then damping grows tenfold until it does not.
+    """
+    gram = gram_II.double()
+    scale = gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    identity = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(gram + damping * scale * identity)
+        if not failed:
+            return torch.cholesky_inverse(factor)
+        damping *= 10
+
+
+def _wide(weight: Tensor) -> torch.dtype:
+    is_small = max(weight.shape) <= EXACT_UP_TO
+    return torch.float64 if is_small or weight.dtype == torch.float64 else torch.float32

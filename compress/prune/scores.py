@@ -1,0 +1,50 @@
+"""The importance of a model's units: calibration text read once, for every target that is ever asked for."""
+
+from collections.abc import Mapping
+
+from compress.models.layout import layout
+from compress.plugins import Context
+from compress.prune.interface import importance
+from compress.prune.planning import calibrated_work
+from compress.prune.settings import SCORES, ScoreSettings
+from compress.records import Artifact, ModelSpec, Outcome, Work
+
+VERSION = 1
+ACCEPTS = ("hf",)
+PRODUCES = "scores"
+INTERNAL = True
+
+Config = ScoreSettings
+
+
+def predict(spec: ModelSpec, config: Config) -> None:
+    """Scores are no model. Raises `InputError` for an unknown metric."""
+    importance(config.importance, ())
+
+
+def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
+    """Return the work of one forward pass over the calibration data."""
+    work = calibrated_work(spec, spec, config.tokens, 1.0, streamed=config.memory != "ram")
+    return work.model_copy(update={"disk_bytes": 0})
+
+
+def run(parent: Artifact, config: Config, context: Context) -> Outcome:
+    """Write ``scores.safetensors``. Raises `StepFailed` when a score is not a number."""
+    import torch
+    from safetensors.torch import save_file
+
+    from compress.errors import StepFailed
+    from compress.prune.calibration import open_calibration
+
+    assert parent.spec is not None
+    before = layout(parent.spec.config)
+    with torch.inference_mode(config.importance != "gradient"):
+        calibration = open_calibration(parent.path, before, config.tokens, config.memory, context)
+        scores = importance(config.importance, ()).score(calibration)
+    for unit, values in scores.items():
+        if bool(values.isnan().any()):
+            raise StepFailed(
+                f"the importance of {unit} is not finite: the checkpoint holds NaN or infinite weights"
+            )
+    save_file({unit: values.contiguous() for unit, values in scores.items()}, context.folder / SCORES)
+    return Outcome(facts={"tokens": calibration.num_tokens})

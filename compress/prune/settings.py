@@ -1,0 +1,42 @@
+"""Settings that every pruning step shares."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from compress.plugins import DataRef, StepConfig
+from compress.quantities import Count
+
+Memory = Literal["auto", "stream", "ram"]
+"""Where the parent's weights are while calibration text runs through it."""
+
+
+class CalibrationSettings(StepConfig):
+    """What the parent is observed on, and how."""
+
+    calibration: DataRef = "calibration"
+    """The data units are scored, and weights refitted, on. Only read forward; nothing is trained."""
+    tokens: Count = Field(default=131_072)
+    """At most this many tokens of it are read, chosen by the seed."""
+    memory: Memory = "auto"
+    """``stream`` holds one layer at a time, ``ram`` the whole model; ``auto`` streams what takes more than half of the
+    available memory. The result is the same, bit for bit."""
+
+
+class ScoreSettings(CalibrationSettings):
+    """Which metric, on which text."""
+
+    importance: str
+    """A file of ``compress/prune/importance``."""
+
+
+SCORES = "scores.safetensors"
+"""Where a scores artifact has them: a tensor for every kind of unit."""
+
+
+class CompensationSettings(CalibrationSettings):
+    """And how what stays makes up for what goes."""
+
+    compensate: bool = True
+    """Refit what stays by least squares to the parent's own outputs, layer by layer; no training. See
+    ``compress/prune/compensation.py``."""
