@@ -134,6 +134,9 @@ class Step(Protocol):
     It may also define ``prepare(config) -> dict[str, Prepared]``: work on the step's own parent that is done before
     it and arrives in ``context.inputs`` under the given names. Steps that ask for the same share it.
 
+    A step with ``REWRITES_TOKENIZER = True`` gives its result a tokenizer of its own: data for what is built on it is
+    tokenized with that.
+
     A module with the line ``INTERNAL = True`` is no YAML name: it is only prepared or submitted by others. Where it
     makes no model it needs no `predict`, `estimate` or `rehearse`.
     """

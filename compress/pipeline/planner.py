@@ -40,7 +40,7 @@ class Builder:
         self.rehearsal = rehearsal
         self.nodes: dict[str, Node] = {}
         self.tokenizer = "original"
-        """The node whose folder holds the tokenizer all data is made with."""
+        """The node whose folder holds the tokenizer data is made with, until a step rewrites it."""
 
     def build(self) -> None:
         """Add everything: the original, the baselines, the steps, each followed by its measurements."""
@@ -100,9 +100,10 @@ class Builder:
             given=artifact,
         )
 
-    def add_data(self, name: str, seed: int | None = None) -> str:
-        """Add the tokenized data of a ``data:`` entry unless it is there; return its node's name."""
-        node_name = f"data/{name}"
+    def add_data(self, name: str, seed: int | None = None, model: str | None = None) -> str:
+        """Add the data of a ``data:`` entry, tokenized for a model, unless it is there; return its node's name."""
+        tokenizer = self._tokenizer_of(model) if model else self.tokenizer
+        node_name = f"data/{name}" if tokenizer == self.tokenizer else f"data/{name}/{tokenizer}"
         if node_name in self.nodes:
             return node_name
         entry = self.pipeline.data[name]
@@ -122,8 +123,15 @@ class Builder:
         source = plugins.load("data.sources", config.source)
         content = config.model_dump(mode="json", exclude={"settings"})
         content["digest"] = source.digest(source.Config.model_validate(config.settings))
-        self.add(node_name, "data.pack", config, "data", parent=self.tokenizer, seed=seed, content=content)
+        self.add(node_name, "data.pack", config, "data", parent=tokenizer, seed=seed, content=content)
         return node_name
+
+    def _tokenizer_of(self, model: str) -> str:
+        """Return the node whose tokenizer a model reads: the nearest ancestor whose step rewrote it."""
+        node = self.nodes[model]
+        if node.given is None and getattr(plugins.internal(node.use), "REWRITES_TOKENIZER", False):
+            return model
+        return self._tokenizer_of(node.parent) if node.parent else self.tokenizer
 
     def _add_baseline(self, baseline: Baseline) -> None:
         if baseline.step is not None:
@@ -151,7 +159,7 @@ class Builder:
         inputs = {}
         for field, to in plugins.references(type(config)).items():
             name = getattr(config, field)
-            inputs[field] = self.add_data(name) if to == "data" else name
+            inputs[field] = self.add_data(name, model=parent) if to == "data" else name
         for field, prepared in plugins.prepared(module, config).items():
             assert field not in type(config).model_fields, f"'{field}' is prepared and a setting"
             inputs[field] = self._add_prepared(prepared, parent)
