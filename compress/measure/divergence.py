@@ -3,9 +3,9 @@
 `context.inputs`: ``text`` (a tokens artifact made with the original's tokenizer) and ``original``. The
 original itself has perplexity only. A model with another tokenizer has no divergence: the text is tokenized
 anew for it and the figure that compares is bits per byte. A model with a pruned vocabulary is compared with the
-original where both tokenizers cut a sequence alike, over the tokens it has: the original's distribution is
-normalized among them, and the probability it gave to others is noted. Bits per byte are of all sequences, cut as
-the model's own tokenizer does.
+original in every sequence up to the first token their tokenizers cut otherwise, over the tokens it has: the
+original's distribution is normalized among them, and the probability it gave to others is noted. Bits per byte are
+of all sequences, cut as the model's own tokenizer does.
 """
 
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from compress.plugins import Context, StepConfig
 from compress.records import Artifact, Measurement
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compress.backends.interface import Backend
     from compress.measure.segmentation import Reading
     from compress.meters.divergence import Estimate, TextScores
@@ -52,8 +54,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     # Every token of the original must mean the same here; further ones do no harm.
     comparable = tokenizer.get_vocab().items() <= own_tokenizer.get_vocab().items()
     original_ids = None if comparable else mapped_ids(artifact.path, original.path)
-    compared = (comparable or original_ids is not None) and original.key != artifact.key
-    teacher = _open_original(original, artifact, context) if compared else None
+    related = (comparable or original_ids is not None) and original.key != artifact.key
+    teacher = _open_original(original, artifact, context) if related else None
     student = open_artifact(artifact)
     longest, size = student.num_positions, config.batch_size
     if comparable:
@@ -63,12 +65,12 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     else:
         context.warn("its tokenizer is not the original's: divergence is undefined, compare bits per byte")
         reading = anew(rows_ST, tokenizer, own_tokenizer, longest, size)
-    shared, apart = _score(student, teacher, reading, original_ids, context)
-    measured = [_perplexity(shared.perplexity)] if comparable and shared else []
-    measured.append(_bits_per_byte([*filter(None, (shared, apart))], reading.num_bytes(own_tokenizer)))
+    compared, read = _score(student, teacher, reading, original_ids, context)
+    measured = [_perplexity(read.perplexity)] if comparable else []
+    measured.append(_bits_per_byte(read, reading.num_bytes(own_tokenizer)))
     if original_ids is not None:
-        measured.append(_same_segmentation(reading))
-    return measured + (_against_original(shared) if shared else [])
+        measured.append(_same_segmentation(reading, rows_ST))
+    return measured + (_against_original(compared) if compared else [])
 
 
 def _score(
@@ -77,27 +79,34 @@ def _score(
     reading: "Reading",
     original_ids: list[int] | None,
     context: Context,
-) -> "tuple[TextScores | None, TextScores | None]":
-    """Return the scores of what both models read alike, beside the original's, and of the rest of the text."""
+) -> "tuple[TextScores | None, TextScores]":
+    """Return the scores of what both models read alike, beside the original's, and those of the whole text."""
     import torch
 
-    from compress.meters.divergence import score_text
+    from compress.meters.divergence import TextScores, score_text
 
     done = 0
 
     def on_batch(num_sequences: int) -> None:
-        context.progress(done + num_sequences, reading.num_sequences, "sequences")
+        context.progress(done + num_sequences, reading.num_rows, "sequences")
         if context.stopping:
             context.stop()
 
     ids_V = None if original_ids is None else torch.tensor(original_ids[: student.vocabulary])
-    shared = score_text(student, reading.shared, teacher, on_batch, ids_V) if reading.shared else None
-    done = reading.num_shared
+    alike = [*reading.whole, *reading.beginnings]
+    compared = score_text(student, alike, teacher, on_batch, ids_V) if alike else None
+    done = sum(len(ids_BT) for ids_BT, _ in alike)
     apart = score_text(student, reading.apart, None, on_batch) if reading.apart else None
-    for scores in filter(None, (shared, apart)):
-        if not torch.isfinite(scores.nats).all():
-            raise StepFailed("its logits are not finite numbers: it cannot be measured")
-    return shared, apart
+    nats, sequence = [], []
+    if compared is not None:
+        is_whole_N = compared.sequence < reading.num_whole
+        nats, sequence = [compared.nats[is_whole_N]], [compared.sequence[is_whole_N]]
+    if apart is not None:
+        nats, sequence = [*nats, apart.nats], [*sequence, apart.sequence + reading.num_whole]
+    read = TextScores(torch.cat(nats), torch.cat(sequence))
+    if not torch.isfinite(read.nats).all():
+        raise StepFailed("its logits are not finite numbers: it cannot be measured")
+    return compared, read
 
 
 def _open_original(original: Artifact, artifact: Artifact, context: Context) -> "Backend":
@@ -130,25 +139,27 @@ def _perplexity(estimate: "Estimate") -> Measurement:
     )
 
 
-def _bits_per_byte(scores: "list[TextScores]", num_bytes: int) -> Measurement:
+def _bits_per_byte(scores: "TextScores", num_bytes: int) -> Measurement:
     return Measurement(
         name="bits_per_byte",
-        value=sum(part.bits_per_byte(num_bytes) for part in scores),
+        value=scores.bits_per_byte(num_bytes),
         unit="bits/byte",
         higher_is_better=False,
-        n=sum(len(part.nats) for part in scores),
+        n=len(scores.nats),
         note="comparable between tokenizers",
     )
 
 
-def _same_segmentation(reading: "Reading") -> Measurement:
+def _same_segmentation(reading: "Reading", rows_ST: "Tensor") -> Measurement:
+    num_tokens = rows_ST[:, 1:].numel()
     return Measurement(
         name="same_segmentation",
-        value=reading.num_shared / reading.num_sequences,
+        value=reading.num_compared / num_tokens,
         unit="share",
         higher_is_better=True,
-        n=reading.num_sequences,
-        note="sequences both tokenizers cut alike: divergence is of these",
+        n=num_tokens,
+        note="tokens before the first one cut otherwise: divergence is of these; "
+        f"{reading.num_whole} of {len(rows_ST)} sequences are cut alike to the end",
     )
 
 
