@@ -88,6 +88,6 @@ def _check_loaded(folder: Path, model: PreTrainedModel, info: dict[str, set[str]
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
         raise InputError(
-            f"{folder}: config.json ties the output head to the embedding, but another 'lm_head.weight' is "
-            "stored; set tie_word_embeddings to false or remove that tensor"
+            f"{folder}: config.json ties the output head to the embedding, but another weight of the head is "
+            "stored; set tie_word_embeddings to false or remove it"
         )

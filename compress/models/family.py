@@ -86,6 +86,7 @@ OPTIONAL: dict[str, Any] = {
     "RESIDUAL_ADDS": True,
     "LIVE": {},
     "ENCODER": False,
+    "REDUNDANT": (),
     "refusal": lambda config: None,
 }
 """What a family's file may also hold, and what it means when it does not.
@@ -98,6 +99,7 @@ transformers refuses a hidden size that is no multiple of the number of query he
 ``EMBEDDING_TIMES_SQRT_HIDDEN`` whether embeddings are multiplied by ``sqrt(hidden_size)`` · ``RESIDUAL_ADDS``
 whether attention and MLP outputs are added to the hidden state as they are (no norm in between) · ``LIVE`` stored
 module name -> live module name where they differ · ``ENCODER`` whether it is a masked language model ·
+``REDUNDANT`` how names of tensors end that old exporters stored and transformers ignores ·
 ``refusal(config)`` why a configuration cannot be compressed, if it cannot.
 """
 

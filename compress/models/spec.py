@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 from compress.errors import InputError
-from compress.models.layout import Config, is_known, layout
+from compress.models.family import option
+from compress.models.layout import Config, Layout, is_known, layout
 from compress.models.shards import few, read_shards
 from compress.records import ModelSpec, TensorSpec
 
@@ -109,9 +110,10 @@ def _largest_id(path: Path) -> int:
 
 def _check_tensors(folder: Path, config: Config, tensors: dict[str, TensorSpec]) -> None:
     """Compare the stored tensors with those the configuration implies."""
-    expected = layout(config).shapes()
+    model = layout(config)
+    expected = model.shapes()
     missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected and not _is_redundant(name, config)]
+    unexpected = [name for name in tensors if name not in expected and not _is_redundant(name, model)]
     wrong = [
         f"{name} is {list(tensors[name].shape)} instead of {list(shape)}"
         for name, shape in expected.items()
@@ -125,11 +127,20 @@ def _check_tensors(folder: Path, config: Config, tensors: dict[str, TensorSpec])
         (f"has weights that are not floating point ({', '.join(FLOATS)})", integers),
     ):
         if names:
-            raise InputError(f"{folder} {problem}: {few(names)}")
+            hint = _other_names(model) if unexpected and names is not wrong else ""
+            raise InputError(f"{folder} {problem}: {few(names)}{hint}")
 
 
-def _is_redundant(name: str, config: Config) -> bool:
-    """Tensors old exporters stored though they follow from others: rotary tables, the copy of a tied head."""
-    return name.endswith("rotary_emb.inv_freq") or (
-        name == "lm_head.weight" and bool(config.get("tie_word_embeddings"))
+def _other_names(model: Layout) -> str:
+    auto = "AutoModelForMaskedLM" if option(model.family, "ENCODER") else "AutoModelForCausalLM"
+    return (
+        ". If transformers can load it, its names are those of an older version or of another task: load and save it "
+        f"once, with transformers' {auto}.from_pretrained(folder).save_pretrained(new_folder)"
     )
+
+
+def _is_redundant(name: str, model: Layout) -> bool:
+    """Tensors old exporters stored though they follow from others: rotary tables, masks, the copy of a tied head."""
+    row = model.family.TENSORS.get(name)
+    copied = row is not None and row.unless == "tie_word_embeddings" and model.tied
+    return copied or name.endswith(("rotary_emb.inv_freq", *option(model.family, "REDUNDANT")))

@@ -73,6 +73,42 @@ def test_rotary_tables_and_copies_of_a_tied_head_are_tolerated(tmp_path):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+OLD_EXTRAS = [
+    ("gpt2", {"lm_head.weight": "transformer.wte.weight", "transformer.h.0.attn.bias": None}),
+    ("gpt_neox", {f"gpt_neox.layers.0.attention.{name}": None for name in ("bias", "masked_bias")}),
+    ("gemma", {"lm_head.weight": "model.embed_tokens.weight"}),
+    ("bert", {"cls.predictions.decoder.bias": "cls.predictions.bias", "bert.embeddings.position_ids": None}),
+    ("roberta", {"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight"}),
+    ("distilbert", {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}),
+]
+
+
+@pytest.mark.parametrize(("family", "extras"), OLD_EXTRAS, ids=variant_name)
+def test_what_old_exporters_stored_besides_is_tolerated(family, extras, tmp_path):
+    folder = write_tiny(tmp_path, family)
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("tie_word_embeddings") == (family != "gpt_neox")  # transformers' default
+    (folder / "config.json").write_text(json.dumps(config))
+    clean, expected = read_spec(folder), load_model(folder)(token_ids()).logits
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {name: tensors[copy].clone() if copy else torch.ones(1) for name, copy in extras.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert read_spec(folder).num_parameters == clean.num_parameters
+    assert torch.equal(load_model(folder)(token_ids()).logits, expected)
+
+
+def test_names_of_other_versions_are_explained(tmp_path):
+    for family, auto, rename in (
+        ("gpt2", "AutoModelForCausalLM", lambda name: name.removeprefix("transformer.")),
+        ("bert", "AutoModelForMaskedLM", lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma")),
+    ):
+        folder = write_tiny(tmp_path / family, family)
+        tensors = load_file(folder / "model.safetensors")
+        save_file({rename(name): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+        with pytest.raises(InputError, match=rf"load and save it once, with transformers' {auto}"):
+            read_spec(folder)
+
+
 def test_a_tied_head_that_differs_is_refused(tmp_path):
     folder = write_tiny(tmp_path, "qwen3", tie_word_embeddings=True)
     tensors = load_file(folder / "model.safetensors")

@@ -58,6 +58,7 @@ DEFAULTS: dict[str, Any] = {
 KEYS = gpt_neox.KEYS
 EPSILON = "layer_norm_eps"
 ENCODER = True
+REDUNDANT = (".embeddings.position_ids",)
 
 TINY = gpt_neox.TINY | {"model_type": "bert", "architectures": ["BertForMaskedLM"], "type_vocab_size": 2}
 

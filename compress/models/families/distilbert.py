@@ -56,6 +56,7 @@ KEYS = {
 }
 EPSILON = None
 ENCODER = True
+REDUNDANT = bert.REDUNDANT
 
 TINY: dict[str, Any] = {
     "model_type": "distilbert",

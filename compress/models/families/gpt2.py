@@ -51,6 +51,7 @@ KEYS = {
 EPSILON = "layer_norm_epsilon"
 FFN_TIMES_HIDDEN = 4
 LINEAR_IS_IN_OUT = True
+REDUNDANT = (".attn.bias", ".attn.masked_bias")
 
 TINY: dict[str, Any] = {
     "model_type": "gpt2",

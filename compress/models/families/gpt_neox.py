@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
 
 KEYS = {"num_kv_heads": None, "head_dim": None}
 EPSILON = "layer_norm_eps"
+REDUNDANT = (".attention.bias", ".attention.masked_bias")
 LIVE = {"embed_out": "lm_head"}
 
 TINY = {

@@ -18,6 +18,7 @@ DEFAULTS = bert.DEFAULTS | {"vocab_size": 50265}
 KEYS = bert.KEYS
 EPSILON = bert.EPSILON
 ENCODER = bert.ENCODER
+REDUNDANT = bert.REDUNDANT
 
 TINY = bert.TINY | {
     "model_type": "roberta",
