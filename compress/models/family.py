@@ -82,6 +82,7 @@ OPTIONAL: dict[str, Any] = {
     "HEADS_DIVIDE_HIDDEN": False,
     "FFN_TIMES_HIDDEN": None,
     "LINEAR_IS_IN_OUT": False,
+    "NORMS_WITHOUT_WEIGHTS": (),
     "EMBEDDING_TIMES_SQRT_HIDDEN": False,
     "RESIDUAL_ADDS": True,
     "LIVE": {},
@@ -92,7 +93,8 @@ OPTIONAL: dict[str, Any] = {
 """What a family's file may also hold, and what it means when it does not.
 
 ``KEYS`` its own names of sizes · ``EPSILON`` the setting with the norms' epsilon (``None``: a constant) ·
-``NORM_OFFSET`` what a norm adds to its weight before it multiplies (1 in Gemma) · ``HEADS_DIVIDE_HIDDEN`` whether
+``NORM_OFFSET`` what a norm adds to its weight before it multiplies (1 in Gemma) · ``NORMS_WITHOUT_WEIGHTS`` the
+modules that norm the hidden state where none of them has a weight (OLMo) · ``HEADS_DIVIDE_HIDDEN`` whether
 transformers refuses a hidden size that is no multiple of the number of query heads ·
 ``FFN_TIMES_HIDDEN`` how many times the hidden size the FFN has where its setting is null (GPT-2: 4) ·
 ``LINEAR_IS_IN_OUT`` whether the layers' linear weights are stored ``[in, out]`` (GPT-2's ``Conv1D``) ·

@@ -172,7 +172,7 @@ def empty_model(config: dict[str, Any]) -> PreTrainedModel:
     """Return transformers' model of a configuration, in eval mode, its parameters without memory."""
     with quiet(), init_empty_weights(include_buffers=False):
         settings = AutoConfig.for_model(**config)
-        model = auto_class(config).from_config(settings, attn_implementation="sdpa")
+        model = auto_class(config).from_config(settings)
     return model.eval().requires_grad_(False)
 
 

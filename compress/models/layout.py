@@ -12,7 +12,7 @@ share it), a query head inside its group, an FFN neuron, an expert, a neuron of 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import prod, sqrt
+from math import prod
 from typing import Any, cast
 
 from compress import plugins
@@ -37,21 +37,12 @@ __all__ = [
     "Dim",
     "Family",
     "Layout",
-    "Scale",
     "Tensor",
     "WidthAxis",
     "is_known",
     "layout",
     "spec_from_config",
 ]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A stored weight w becomes ``(w + offset) * factor - offset``."""
-
-    factor: float
-    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -194,32 +185,27 @@ class Layout:
 
     @cached_property
     def norms(self) -> list[str]:
-        """Stored module names of the norms over the hidden state, in the table's order."""
-        return self._norms_over("hidden")
+        """Stored module names of the norms over the hidden state, in the table's order.
 
-    def rescaled(self, after: "Layout") -> dict[str, Scale]:
-        """Return how stored tensors must be scaled so that narrowing keeps the norms' outputs.
-
-        A norm divides by the mean square over *all* its channels; removed channels, the least active, leave the
-        sum nearly as it was, so gains grow by ``sqrt(H/H')``. Removing channels that are always zero is then
-        exact for RMSNorm, and for LayerNorm where the others' mean is zero. Embeddings that the model multiplies
-        by ``sqrt(hidden_size)`` grow by the same factor, and where the output head is tied to them, the last norm
-        takes it back. Norms without weights leave it to the weights behind them to grow.
+        Norms without weights have the names the live model gives them.
         """
-        scales: dict[str, Scale] = {}
-        offset = float(option(self.family, "NORM_OFFSET"))
-        normed: tuple[Axis, ...] = ("hidden", "query", "key_value")
-        for axis in normed:
-            gain = sqrt(self.size(axis) / after.size(axis))
-            if gain != 1.0 and axis == "hidden" and not self.norms:
-                scales |= self._behind_norms(gain)
-            elif gain != 1.0:
-                scales |= {f"{name}.weight": Scale(gain, offset) for name in self._norms_over(axis)}
-        if after.hidden != self.hidden and option(self.family, "EMBEDDING_TIMES_SQRT_HIDDEN"):
-            scales[self.embedding] = Scale(sqrt(self.hidden / after.hidden))
-            if self.tied:
-                scales.pop(f"{self.norms[-1]}.weight")
-        return scales
+        return self.norms_over("hidden") or [
+            name.format(layer=layer)
+            for name in option(self.family, "NORMS_WITHOUT_WEIGHTS")
+            for layer in range(self.num_layers if "{layer}" in name else 1)
+        ]
+
+    def norms_over(self, axis: Axis) -> list[str]:
+        """Return the stored module names of the norms with a weight for every place of an axis.
+
+        Every one-dimensional stored ``weight`` is a norm's: linear modules and embeddings have two dimensions.
+        """
+        suffix = ".weight"
+        return [
+            name.removesuffix(suffix)
+            for name, axes in self.tensors.items()
+            if axes == (axis,) and name.endswith(suffix)
+        ]
 
     @cached_property
     def embedding(self) -> str:
@@ -301,28 +287,6 @@ class Layout:
     @cached_property
     def _layer_prefix(self) -> str:
         return next(name for name in self.family.TENSORS if "{layer}" in name).partition(".{layer}")[0]
-
-    def _norms_over(self, axis: Axis) -> list[str]:
-        """Every one-dimensional stored ``weight`` is a norm's: linear modules and embeddings have two."""
-        suffix = ".weight"
-        return [
-            name.removesuffix(suffix)
-            for name, axes in self.tensors.items()
-            if axes == (axis,) and name.endswith(suffix)
-        ]
-
-    def _behind_norms(self, gain: float) -> dict[str, Scale]:
-        """Return the scales of the weights that read a norm's output.
-
-        A tied head reads it and is the embedding: then all that is added to the hidden state grows with the
-        embedding, which the norms do not notice.
-        """
-
-        def grows(name: str, axes: tuple[Dim, ...]) -> bool:
-            reads = len(axes) == 2 and axes[1 - self.out_dim(name)] == "hidden" and name != self.embedding
-            return reads or (self.tied and "hidden" in axes)
-
-        return {name: Scale(gain) for name, axes in self.tensors.items() if grows(name, axes)}
 
     def _rows(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
         settings = {**self.family.DEFAULTS, **self.config}

@@ -3,9 +3,9 @@
 Which rows and columns belong to a unit is read from the family's table, so every tensor, of every family, is
 cut by the same few lines. Files stay sharded as they were.
 
-Norm gains grow when channels go (`Layout.rescaled`). The head norms of Qwen3 read the same epsilon over `head_dim`,
-which did not change: their output shrinks by a fraction ``(H/H' - 1)·eps / (2·mean(q²))``, about 1e-7. Scaling q and
-k to undo it would round every weight by up to 4e-3 in bfloat16, so it is left.
+Norm gains grow when channels go (`compress.models.rescaling`). The head norms of Qwen3 read the same epsilon over
+`head_dim`, which did not change: their output shrinks by a fraction ``(H/H' - 1)·eps / (2·mean(q²))``, about 1e-7.
+Scaling q and k to undo it would round every weight by up to 4e-3 in bfloat16, so it is left.
 """
 
 import json
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from compress.models.layerwise import Stored, StoredWeights
-from compress.models.layout import Layout, Scale
+from compress.models.layout import Layout
+from compress.models.rescaling import Scale, rescaled
 from compress.models.shards import WEIGHTS, Shards, read_shards, write_shards
 from compress.models.spec import copy_tokenizer
 from compress.prune.kept import Kept
@@ -69,7 +70,7 @@ class SlicedWeights:
         self.origins = parents_names(before, after, kept)
         self.becomes = {old: new for new, old in self.origins.items()}
         self._stored, self._before, self._kept = stored, before, kept
-        self._scales = before.rescaled(after)
+        self._scales = rescaled(before, after)
 
     def __getitem__(self, name: str) -> Tensor:
         old = self.origins[name]

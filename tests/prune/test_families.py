@@ -254,21 +254,22 @@ def large_epsilon(family):
 def kill(tensors, before, kept):
     """Let nothing write to the removed channels, and what is written to the others have mean zero if normed so."""
     live = kept.units["hidden"]
-    centered = not before.norms or before.norms[0] + ".bias" in before.tensors
+    gains = before.norms_over("hidden")
+    centered = not gains or gains[0] + ".bias" in before.tensors
     post_norm = option(before.family, "ENCODER")
     for name, axes in before.tensors.items():
         dim = 1 if axes[0] in ("vocab", "positions", "segments") else before.out_dim(name)
         if len(axes) < dim + 1 or axes[dim] != "hidden" or name == before.head:
             continue
         tensor, module = tensors[name], name.rpartition(".")[0]
-        if module in before.norms and name.endswith(".weight"):
+        if module in gains and name.endswith(".weight"):
             if post_norm:  # what it writes is what the next norm reads
                 tensor.fill_(1.0)
             continue
         written = tensor.index_select(dim, live)
         if centered:
             written -= written.mean(dim, keepdim=True)
-        if not before.norms:
+        if not gains:
             written *= 100  # far above the constant epsilon
         tensor.zero_().index_copy_(dim, live, written)
 

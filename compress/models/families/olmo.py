@@ -7,6 +7,11 @@ TENSORS = {name: row for name, row in llama.TENSORS.items() if "norm" not in nam
 DEFAULTS = llama.DEFAULTS | {"vocab_size": 50304}
 
 EPSILON = None
+NORMS_WITHOUT_WEIGHTS = (
+    "model.layers.{layer}.input_layernorm",
+    "model.layers.{layer}.post_attention_layernorm",
+    "model.norm",
+)
 
 TINY = llama.TINY | {
     "model_type": "olmo",
