@@ -46,7 +46,8 @@ def _stored(labels: Labels) -> dict[str, list[Tensor]]:
         for name, tensor in converted.items():
             dims = stored.setdefault(name, [unlabelled(0)] * tensor.dim())
             for place in range(tensor.dim()):
-                if bool((tensor != tensor.narrow(place, 0, 1)).any()):
+                varies = bool((tensor != tensor.narrow(place, 0, 1)).any())
+                if varies or (tensor.shape[place] == 1 and not len(dims[place])):
                     dims[place] = tensor.movedim(place, 0).reshape(tensor.shape[place], -1)[:, 0]
     everywhere = set.intersection(*passes)  # all experts only where the dimension of experts was spread
     return {name: dims for name, dims in stored.items() if name in everywhere}

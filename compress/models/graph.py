@@ -33,23 +33,22 @@ def trace_axes(config: Config, time_limit_s: float = 60) -> dict[str, Axes]:
 
     Raises `InputError` for an architecture that cannot be traced, `StepFailed` when the time is over.
     """
-    model = meta_model(shortened(config))
+    model, name = meta_model(shortened(config)), config["model_type"]
     try:
         model.set_attn_implementation(ATTENTION)
         graph = trace(model, time.monotonic() + time_limit_s)
+        if graph.tracer.attentions:
+            return read_axes(graph, model)
     except StepFailed:
         raise
     except Exception as error:  # whatever an unknown model's forward raises on tensors without values
-        name = config["model_type"]
         raise InputError(
             f"models of architecture '{name}' cannot be traced without weights: {error}"
         ) from error
-    if not graph.tracer.attentions:
-        raise InputError(
-            f"models of architecture '{config['model_type']}' compute attention by themselves, not through "
-            "transformers' attention interface (or have none); what belongs to a head cannot be seen"
-        )
-    return read_axes(graph, model)
+    raise InputError(
+        f"models of architecture '{name}' compute attention by themselves, not through transformers' "
+        "attention interface (or have none); what belongs to a head cannot be seen"
+    )
 
 
 def check_against(layout: Layout, time_limit_s: float = 60) -> None:
