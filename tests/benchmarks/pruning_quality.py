@@ -28,11 +28,12 @@ from compress.environment import environment
 
 HERE = Path(__file__).parent
 BUDGETS = (0.75, 0.50, 0.35)
-SEEDS = {"ours": (1, 2, 3), "minitron": (1, 2, 3)}
-"""Of the two that the targets compare; the others have `FEWER_SEEDS`."""
+SEEDS = {"ours": (1, 2, 3), "minitron": (1, 2, 3), "minitron-30": (1,)}
+"""Most for the two that the targets compare, `FEWER_SEEDS` for those not named."""
 FEWER_SEEDS = (1, 2)
+SLOW = ("minitron-30", "torch-pruning-example")
+"""Not in the quick run."""
 QUICK = Plan(documents=24, tokens=20_480)
-WORKERS = 2
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
     plan, wanted = (QUICK, _quick()) if given.quick else (Plan(), _full(names))
     if given.part != "table":
         chosen = [p for p in wanted if given.part == "all" or (p.method == "ours") == (given.part == "ours")]
-        points.measure_all(chosen, plan, WORKERS)
+        points.measure_all(chosen, plan, given.workers)
     _report(wanted, plan, given.quick)
 
 
@@ -59,6 +60,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--teachers", default="all", help="dev, held-out, all, or one by name")
     parser.add_argument("--quick", action="store_true", help="one teacher, budget and seed, short recovery")
+    parser.add_argument("--workers", type=int, default=2, help="points measured at a time, one thread each")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -89,7 +91,7 @@ def _full(names: list[str]) -> list[Point]:
 
 
 def _quick() -> list[Point]:
-    return [Point("code", method, 0.5, 1) for method in METHODS if method != "torch-pruning-example"]
+    return [Point("code", method, 0.5, 1) for method in METHODS if method not in SLOW]
 
 
 def _report(wanted: list[Point], plan: Plan, quick: bool) -> None:

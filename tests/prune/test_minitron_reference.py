@@ -89,8 +89,8 @@ def test_the_candidates_are_the_largest_shapes_that_fit(model):
     fitting = sorted(
         size for shape in grid if (size := shape.num_parameters(config)) <= 0.5 * whole_size * 1.01
     )
-    found = minitron.largest_within(config, 0.5, width=0.75, depth=0.75)
-    assert [shape.num_parameters(config) for shape in found] == fitting[::-1][: minitron.TOP_K]
+    found = minitron.largest_within(config, 0.5, 10, width=0.75, depth=0.75)
+    assert [shape.num_parameters(config) for shape in found] == fitting[::-1][:10]
 
 
 def test_query_heads_go_evenly_from_every_group_and_groups_stay(model):

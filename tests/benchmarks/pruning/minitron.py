@@ -25,9 +25,11 @@ from .scoring import mean_loss
 
 BATCH = 32
 TOP_K = 10
+"""Model-Optimizer's default."""
 LIMITS = ((0.40, 0.20), (0.55, 0.40), (0.75, 0.75))
 """How much of a width, and of the depth, may go: Model-Optimizer's defaults, then what a user must raise them to
-where fewer than `TOP_K` shapes come within `NEAR` of the budget."""
+where fewer shapes than wanted come within `NEAR` of the budget. Tried on `code`: at half the parameters the
+defaults leave 3.65 nats/token, the next 2.99; at three quarters the defaults are best, 2.53 against 2.57."""
 NEAR = 0.03
 
 
@@ -73,33 +75,35 @@ def scores(model: PreTrainedModel, rows_NT: Tensor) -> Scores:
 
 
 def search(
-    model: PreTrainedModel, found: Scores, budget: float, judged_NT: Tensor
+    model: PreTrainedModel, found: Scores, budget: float, top_k: int, judged_NT: Tensor
 ) -> tuple[Cut, dict[str, Any]]:
     """Return the best of the candidates, judged by the loss on `judged_NT`, and what was tried."""
     config = model.config.to_dict()
     tried = [
         (mean_loss(cut_model(model, cut), judged_NT), cut)
-        for cut in (choose(found, shape, config) for shape in candidates(config, budget))
+        for cut in (choose(found, shape, config) for shape in candidates(config, budget, top_k))
     ]
     best = min(tried, key=lambda pair: pair[0])[1]
     return best, {"candidates": [{"loss": loss, **vars(cut.shape)} for loss, cut in tried]}
 
 
-def candidates(config: dict[str, Any], budget: float) -> list[Shape]:
-    """Return the candidates within the narrowest limits that hold `TOP_K` near the budget, or within the widest."""
+def candidates(config: dict[str, Any], budget: float, top_k: int) -> list[Shape]:
+    """Return the candidates within the narrowest limits that hold `top_k` near the budget, or within the widest."""
     wanted = budget * Shape.of(config).num_parameters(config)
     for width, depth in LIMITS:
-        found = largest_within(config, budget, width, depth)
-        if len(found) == TOP_K and found[-1].num_parameters(config) >= wanted * (1 - NEAR):
+        found = largest_within(config, budget, top_k, width, depth)
+        if len(found) == top_k and found[-1].num_parameters(config) >= wanted * (1 - NEAR):
             break
     return found
 
 
-def largest_within(config: dict[str, Any], budget: float, width: float, depth: float) -> list[Shape]:
-    """Return the `TOP_K` largest shapes within the budget, largest first."""
+def largest_within(
+    config: dict[str, Any], budget: float, top_k: int, width: float, depth: float
+) -> list[Shape]:
+    """Return the `top_k` largest shapes within the budget, largest first."""
     wanted = budget * Shape.of(config).num_parameters(config)
     fitting = [s for s in _grid(config, width, depth) if s.num_parameters(config) <= wanted * TOLERANCE]
-    return sorted(fitting, key=lambda s: s.num_parameters(config), reverse=True)[:TOP_K]
+    return sorted(fitting, key=lambda s: s.num_parameters(config), reverse=True)[:top_k]
 
 
 def choose(found: Scores, shape: Shape, config: dict[str, Any]) -> Cut:

@@ -80,7 +80,7 @@ def own_version() -> str:
 
 def measure_all(points: Iterable[Point], plan: Plan, workers: int) -> None:
     """Measure the points that have no result yet, on as many processes of one thread each."""
-    waiting = [point for point in sorted(points) if not point.file(plan).is_file()]
+    waiting = [point for point in sorted(points, key=_turn) if not point.file(plan).is_file()]
     if not waiting:
         return
     spawn = multiprocessing.get_context("spawn")
@@ -93,6 +93,11 @@ def measure_all(points: Iterable[Point], plan: Plan, workers: int) -> None:
                 said += f", recovered {_excess(result['after'], point, plan):.4f}, {result['seconds']:.0f} s"
             where = f"{point.teacher:8} {point.budget:4.0%} {point.method:14} seed {point.seed}"
             print(f"{number:4} of {len(waiting)}  {where}  {said}", flush=True)
+
+
+def _turn(point: Point) -> tuple[int, str, str, float]:
+    """Seed by seed, so that a run that is stopped has compared everything once."""
+    return point.seed, point.teacher, point.method, point.budget
 
 
 def results(points: Iterable[Point], plan: Plan) -> Iterator[tuple[Point, dict[str, Any]]]:
