@@ -41,6 +41,7 @@ class Derived:
     LINEAR_IS_IN_OUT: bool = False
     EMBEDDING_TIMES_SQRT_HIDDEN: bool = False
     RESIDUAL_ADDS: bool = True
+    SKIPS_POSITIONS: bool = False
     PER_LAYER: tuple[str, ...] = ()
     """Settings with one entry a layer, beside ``layer_types``: they lose entries as the model loses layers."""
 

@@ -32,6 +32,7 @@ class Particulars:
     NORM_OFFSET: float
     EMBEDDING_TIMES_SQRT_HIDDEN: bool
     RESIDUAL_ADDS: bool
+    SKIPS_POSITIONS: bool
 
 
 def particulars(layout: Layout, model: PreTrainedModel) -> Particulars:
@@ -42,6 +43,7 @@ def particulars(layout: Layout, model: PreTrainedModel) -> Particulars:
         NORM_OFFSET=norm_offset(norms[0], layout.hidden) if norms else 0.0,
         EMBEDDING_TIMES_SQRT_HIDDEN=embedding_grows(layout, model),
         RESIDUAL_ADDS=residual_adds(layout, model),
+        SKIPS_POSITIONS=skips_positions(layout, model),
     )
 
 
@@ -69,6 +71,13 @@ def norm_offset(norm: nn.Module, hidden: int) -> float:
     if not torch.allclose(outputs[0], ratio * outputs[1], atol=1e-6):
         raise InputError(f"its norms, {type(norm).__name__}, do more than multiply by their weight")
     return round(ratio / (1 - ratio), 6)
+
+
+def skips_positions(layout: Layout, model: PreTrainedModel) -> bool:
+    """Whether positions are counted from behind the padding's id: their table has a row for padding then."""
+    tables = [name for name, axes in layout.tensors.items() if axes == ("positions", "hidden")]
+    modules = [model.get_submodule(name.removesuffix(".weight")) for name in tables]
+    return any(getattr(module, "padding_idx", None) is not None for module in modules)
 
 
 def embedding_grows(layout: Layout, model: PreTrainedModel) -> bool:

@@ -19,7 +19,7 @@ from tests.models.tiny import FAMILIES, tiny_config
 
 PARTICULARS = (
     "EPSILON", "NORM_OFFSET", "HEADS_DIVIDE_HIDDEN", "LINEAR_IS_IN_OUT", "LIVE", "EMBEDDING_TIMES_SQRT_HIDDEN",
-    "RESIDUAL_ADDS", "ENCODER",
+    "RESIDUAL_ADDS", "ENCODER", "SKIPS_POSITIONS",
 )  # fmt: skip
 
 SIZES = {
@@ -141,7 +141,7 @@ def test_settings_with_an_entry_a_layer_are_known():
 def test_a_configuration_may_leave_everything_to_the_defaults():
     family = derive_family({"model_type": "starcoder2"})
     assert laid_out({"model_type": "starcoder2"}, family).num_layers == 30
-    assert option(family, "TINY")["num_hidden_layers"] == 2
+    assert family.TINY["num_hidden_layers"] == 2
 
 
 def test_omitted_layer_types_are_filled_in():
