@@ -78,7 +78,7 @@ def _derived(config: Config, time_limit_s: float) -> Derived:
         KEYS=_keys(config, settings, axes, shapes),
         LINEAR_IS_IN_OUT=any(isinstance(m, Conv1D) for m in meta_model(shortened(config)).modules()),
         ENCODER=is_encoder(settings),
-        PER_LAYER=_per_layer(settings, defaults),
+        PER_LAYER=_per_layer(config, settings.num_hidden_layers, defaults),
     )
     family = _with_head_dim(family, config)
     layout = laid_out(config, family)
@@ -170,11 +170,16 @@ def _length(axis: str, axes: Mapping[str, Axes], shapes: Mapping[str, tuple[int,
     raise InputError(f"no tensor tells the length of its {axis} axis")
 
 
-def _per_layer(settings: Any, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the settings with an entry a layer that depends on the layer."""
-    total = settings.num_hidden_layers
+def _per_layer(config: Config, total: int, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the settings with an entry a layer that depend on the layer, or are written out in the configuration."""
     lists = {key: value for key, value in values.items() if isinstance(value, list) and len(value) == total}
-    return tuple(key for key, value in lists.items() if key != "layer_types" and len({*map(str, value)}) > 1)
+    return tuple(
+        key
+        for key, value in lists.items()
+        if (key in config or len({*map(str, value)}) > 1)
+        and key not in ("layer_types", "architectures")
+        and not key.endswith("_token_id")
+    )
 
 
 def _with_head_dim(family: Derived, config: Config) -> Derived:

@@ -136,6 +136,8 @@ def test_a_wrong_table_does_not_survive_reordering(name, tensor, row):
 def test_settings_with_an_entry_a_layer_are_known():
     assert derived("smollm3").PER_LAYER == ("no_rope_layers",)
     assert derived("granite").PER_LAYER == ()
+    alike = unknown_config("smollm3") | {"no_rope_layers": [1] * 4, "eos_token_id": [2, 3, 4, 5]}
+    assert derive_family(alike).PER_LAYER == ("no_rope_layers",)
 
 
 def test_a_configuration_may_leave_everything_to_the_defaults():
