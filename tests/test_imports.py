@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "models": FOUNDATION,
     "data": FOUNDATION,
     "train": FOUNDATION | {"models", "data"},
-    "prune": FOUNDATION | {"models", "data"},
+    "prune": FOUNDATION | {"models", "data", "backends", "meters"},
     "distill": FOUNDATION | {"models", "data", "train"},
     "backends": FOUNDATION | {"models"},
     "meters": FOUNDATION | {"backends", "data"},

@@ -16,8 +16,7 @@ from transformers import (
 from transformers.utils import logging
 
 from compress.errors import InputError, StepFailed
-from compress.models.family import option
-from compress.models.layout import is_known, layout
+from compress.models.layout import is_encoder
 from compress.models.spec import copy_tokenizer, read_spec, stored_dtype
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -45,8 +44,7 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = 
 
 def auto_class(config: dict[str, Any]) -> Any:
     """Return transformers' auto class for a configuration: causal language models, or masked ones for encoders."""
-    is_encoder = is_known(config) and option(layout(config).family, "ENCODER")
-    return AutoModelForMaskedLM if is_encoder else AutoModelForCausalLM
+    return AutoModelForMaskedLM if is_encoder(config) else AutoModelForCausalLM
 
 
 def save_model(model: PreTrainedModel, folder: Path, *, like: Path) -> None:

@@ -87,7 +87,9 @@ OPTIONAL: dict[str, Any] = {
     "RESIDUAL_ADDS": True,
     "LIVE": {},
     "ENCODER": False,
+    "SKIPS_POSITIONS": False,
     "REDUNDANT": (),
+    "PER_LAYER": (),
     "refusal": lambda config: None,
 }
 """What a family's file may also hold, and what it means when it does not.
@@ -101,7 +103,9 @@ transformers refuses a hidden size that is no multiple of the number of query he
 ``EMBEDDING_TIMES_SQRT_HIDDEN`` whether embeddings are multiplied by ``sqrt(hidden_size)`` · ``RESIDUAL_ADDS``
 whether attention and MLP outputs are added to the hidden state as they are (no norm in between) · ``LIVE`` stored
 module name -> live module name where they differ · ``ENCODER`` whether it is a masked language model ·
+``SKIPS_POSITIONS`` whether the first token's position is the one behind the padding's id (RoBERTa) ·
 ``REDUNDANT`` how names of tensors end that old exporters stored and transformers ignores ·
+``PER_LAYER`` settings that hold an entry for every layer, besides ``layer_types`` ·
 ``refusal(config)`` why a configuration cannot be compressed, if it cannot.
 """
 

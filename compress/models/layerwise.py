@@ -120,7 +120,7 @@ class LayerwiseModel:
 
     def _load_outside(self) -> None:
         outside = {
-            _live(self.layout, name): self.stored[name].to(self.device, self.dtype)
+            self.layout.live_tensor(name): self.stored[name].to(self.device, self.dtype)
             for name in self.layout.tensors
             if self.layout.layer_of(name) is None
         }
@@ -213,8 +213,3 @@ def unload(layer: nn.Module) -> None:
             if parameter is not None:
                 empty = torch.empty_like(parameter, device="meta")
                 module._parameters[name] = nn.Parameter(empty, requires_grad=False)
-
-
-def _live(layout: Layout, stored: str) -> str:
-    module, _, leaf = stored.rpartition(".")
-    return f"{layout.live(module)}.{leaf}"

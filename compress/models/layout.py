@@ -9,9 +9,10 @@ share it), a query head inside its group, an FFN neuron, an expert, a neuron of 
 ``heads_per_group * head_dim`` consecutive rows and a head ``head_dim``; on ``key_value`` a group owns ``head_dim``.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, cast
 
@@ -39,6 +40,7 @@ __all__ = [
     "Layout",
     "Tensor",
     "WidthAxis",
+    "is_encoder",
     "is_known",
     "layout",
     "spec_from_config",
@@ -83,6 +85,12 @@ class Layout:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every stored tensor; a tied output head is not stored."""
         return {name: tuple(map(self.size, axes)) for name, axes in self.tensors.items()}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence a model with learned positions reads."""
+        reserved = self.config.get("pad_token_id", 1) + 1 if option(self.family, "SKIPS_POSITIONS") else 0
+        return self.positions - reserved
 
     @property
     def num_parameters(self) -> int:
@@ -163,6 +171,11 @@ class Layout:
     def live(self, module: str) -> str:
         """Return the name in the live model of the module a stored tensor's name says."""
         return str(option(self.family, "LIVE").get(module, module))
+
+    def live_tensor(self, tensor: str) -> str:
+        """Return the name in the live model of a stored tensor outside the experts."""
+        module, dot, kind = tensor.rpartition(".")
+        return self.live(module) + dot + kind
 
     def readers(self, axis: Axis) -> list[str]:
         """Return the linear modules whose input is `axis` and that write to the hidden state, by layer.
@@ -282,6 +295,9 @@ class Layout:
         types = self.config.get("layer_types") or self.family.layer_types(self.config)
         if types:
             config["layer_types"] = [types[layer] for layer in kept]
+        settings = {**self.family.DEFAULTS, **self.config}
+        for key in option(self.family, "PER_LAYER"):
+            config[key] = [settings[key][layer] for layer in kept]
         return replace(self, config=config, num_layers=len(kept))
 
     @cached_property
@@ -334,6 +350,16 @@ def is_known(config: Config) -> bool:
     return config.get("model_type") in plugins.available("models.families")
 
 
+def is_encoder(config: Config) -> bool:
+    """Whether it is a masked language model: one that reads a text, and predicts no next token.
+
+    An architecture without a file says so by its class: asking must not need the tracing that pruning does.
+    """
+    if is_known(config):
+        return bool(option(_family(config), "ENCODER"))
+    return any(name.endswith("MaskedLM") for name in config.get("architectures") or ())
+
+
 def _names(config: Config, family: Family) -> dict[str, str | None]:
     """Return, for every size a family has, the name the configuration has it under."""
     dims = {axis for row in family.TENSORS.values() for dim in row.axes for axis in flat(dim)}
@@ -361,11 +387,24 @@ def _family(config: Config) -> Family:
         raise InputError(
             "the model's configuration has no 'model_type'; it must be a Hugging Face config.json"
         )
-    if not is_known(config):
+    if is_known(config):
+        return cast(Family, plugins.load("models.families", name))
+    try:
+        return _derived(json.dumps(config, sort_keys=True))
+    except InputError as error:
         known = ", ".join(plugins.available("models.families"))
         close = nearest(name, plugins.available("models.families"))
-        raise InputError(f"models of architecture '{name}' cannot be compressed{close} Known: {known}")
-    return cast(Family, plugins.load("models.families", name))
+        raise InputError(
+            f"models of architecture '{name}' cannot be compressed{close} Known: {known}. {error}"
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def _derived(config: str) -> Family:
+    """Return the family of an architecture without a file, traced; the only thing here that imports torch."""
+    from compress.models.derived import derive_family
+
+    return cast(Family, derive_family(json.loads(config)))
 
 
 def _size(value: object, key: str | None) -> int:

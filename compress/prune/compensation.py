@@ -46,10 +46,15 @@ Saved = Callable[[str], Weights | None]
 class Strength:
     """How far weights may move. Tuned in ``tests/benchmarks/pruning_quality.py``."""
 
-    damping: float = 1e-2
-    """λ as a share of the mean energy of an input."""
+    caution: float = 1.0
+    """λ as a share of the mean energy of an input, times tokens per input: the fewer tokens there are for each number
+    to fit, the less the weights move."""
     feedback: float = 1.0
     """How much of the error made before a writing map it is to correct: 0 none, 1 all."""
+
+    def damping(self, moments: Moments) -> float:
+        """Return λ for a fit on these sums."""
+        return self.caution * len(moments.gram) / moments.num_tokens
 
 
 class Compensation:
@@ -145,19 +150,17 @@ class Compensation:
             hidden.copy_(self.parent.run(number, hidden))
 
     def _refit_outside(self) -> Weights:
-        """Refit the output head where it is a matrix of its own."""
-        if self.before.head is None:
-            return {}
-        name = self.before.head
-        head = self.after.live(name.removesuffix(".weight"))
+        """Refit the output head where it is a matrix of its own, else the gain of the norm before it."""
+        name = self.before.head or self.before.embedding
         moments = Moments(
             self.after.hidden, self.before.hidden, device=self.parent.device, dtype=self.parent.dtype
         )
         for ids, parent, student in zip(self.batches, self._parents, self._students, strict=True):
-            read_t = _tail_input(self.parent, head, ids, parent)
-            moments.add(_tail_input(self.student, head, ids, student), read_t)
-        inverse = damped_inverse(moments.gram, self.strength.damping)
+            moments.add(_head_input(self.student, ids, student), _head_input(self.parent, ids, parent))
         whole, sliced = self.parent.stored[name], self.sliced[name]
+        if self.before.head is None:
+            return self._refit_last_norm(moments, whole.to(self.parent.device), sliced.to(self.parent.device))
+        inverse = damped_inverse(moments.gram, self.strength.damping(moments))
         rows = [
             refit(part_s, moments.gram, part_t.to(moments.dtype) @ moments.cross, inverse).to(whole.dtype)
             for part_t, part_s in zip(
@@ -165,6 +168,25 @@ class Compensation:
             )
         ]
         return {name: torch.cat(rows)}
+
+    def _refit_last_norm(self, moments: Moments, whole_VH: Tensor, sliced_VK: Tensor) -> Weights:
+        """Refit one factor per channel before a tied head, so that logits come closest to the parent's.
+
+        With ``z = f ∘ x`` the head's input, ``min_f Σ ‖E' (f ∘ x) − E y‖²`` has the normal equations
+        ``(E'ᵀE' ∘ Σxxᵀ) f = diag(E'ᵀE Σyxᵀ)``; they start from ``f = 1``.
+        """
+        name = f"{self.after.norms[-1]}.weight"
+        if self.after.hidden == self.before.hidden or self.after.layer_of(name) is not None:
+            return {}
+        wide = moments.dtype
+        e_VK, e_VH = sliced_VK.to(wide), whole_VH.to(wide)
+        quadratic = ((e_VK.T @ e_VK) * moments.gram).double()
+        linear = ((e_VK.T @ e_VH) * moments.cross.T).sum(1).double()
+        ones = torch.ones_like(linear)
+        factor = ones + damped_inverse(quadratic, self.strength.damping(moments)) @ (linear - quadratic @ ones)
+        offset = float(option(self.before.family, "NORM_OFFSET"))
+        gain = self.sliced[name]
+        return {name: ((gain.double() + offset) * factor.to(gain.device) - offset).to(gain.dtype)}
 
 
 HEAD_ROWS = 16384
@@ -205,7 +227,7 @@ class LayerFit:
         for index in range(len(models.batches)):
             read, _ = self._until(stage.module, index)
             moments.add(read, self._seen[stage.module][index])
-        inverse = damped_inverse(moments.gram, models.strength.damping)
+        inverse = damped_inverse(moments.gram, models.strength.damping(moments))
         fitted: Weights = {}
         whole_width = Kept(models.kept.layers, {u: k for u, k in models.kept.units.items() if u != "hidden"})
         for old_name in stage.tensors:
@@ -231,7 +253,7 @@ class LayerFit:
         bias_name = name.removesuffix("weight") + "bias"
         has_bias = bias_name in models.after.tensors
         gram, cross = moments.centered() if has_bias else (moments.gram, moments.cross)
-        better = refit(start, gram, cross, damped_inverse(gram, models.strength.damping))
+        better = refit(start, gram, cross, damped_inverse(gram, models.strength.damping(moments)))
         dtype = models.parent.stored[models.sliced.origins[name]].dtype
         fitted = {name: _oriented(better.to(dtype), models.after, name).contiguous()}
         if has_bias:
@@ -348,20 +370,21 @@ def _observing(layer: nn.Module, modules: list[str]) -> Iterator[dict[str, tuple
             handle.remove()
 
 
-def _tail_input(model: LayerwiseModel, module: str, ids: Tensor, hidden: Tensor) -> Tensor:
+def _head_input(model: LayerwiseModel, ids: Tensor, hidden: Tensor) -> Tensor:
     """Return what the output head reads."""
+    head = model.model.get_output_embeddings()
 
     def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         raise _Reached(inputs[0])
 
-    handle = model.model.get_submodule(module).register_forward_pre_hook(stop)
+    handle = head.register_forward_pre_hook(stop)
     try:
         model.logits(ids, hidden)
     except _Reached as reached:
         return reached.tensor
     finally:
         handle.remove()
-    raise AssertionError(f"{module} did not run")
+    raise AssertionError("the output head did not run")
 
 
 def _oriented(weight: Tensor, layout: Layout, name: str) -> Tensor:

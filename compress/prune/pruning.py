@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compress.models.graph import check_against
 from compress.models.layerwise import LayerwiseModel, Weights
-from compress.models.layout import Layout, layout
+from compress.models.layout import Layout, is_known, layout
 from compress.models.spec import read_spec
 from compress.plugins import Context
 from compress.prune.calibration import Calibration, is_resident, open_calibration, read_batches
@@ -21,7 +22,7 @@ from compress.prune.shapes import KEYS, length
 from compress.prune.slicing import write_pruned
 from compress.records import Artifact, JsonValue, Outcome
 
-__all__ = ["Calibration", "open_calibration", "prune_to", "read_scores"]
+__all__ = ["Calibration", "choose", "open_calibration", "prune_to", "read_scores", "with_chosen_layers"]
 
 
 def prune_to(
@@ -38,9 +39,11 @@ def prune_to(
     """
     assert parent.spec is not None
     before = layout(parent.spec.config)
+    if is_known(parent.spec.config):  # a family without a file was derived from the graph itself
+        check_against(before)
     kept = choose(before, after, scores, layer_metric)
     if len(kept.layers) < before.num_layers:
-        after = _with_chosen_layers(before, after, kept.layers)
+        after = with_chosen_layers(before, after, kept.layers)
     is_smaller = after.num_parameters < before.num_parameters
     refitted: Weights = {}
     if settings.compensate and is_smaller:
@@ -131,7 +134,7 @@ def _compensate(
     return refitted
 
 
-def _with_chosen_layers(before: Layout, after: Layout, layers: Sequence[int]) -> Layout:
+def with_chosen_layers(before: Layout, after: Layout, layers: Sequence[int]) -> Layout:
     """Return the narrow layout with these layers of the parent, so that each keeps its attention type."""
     lengths = {axis: after.length(axis) for axis in before.width_axes}
     return before.to_lengths(lengths).with_layers(layers)

@@ -75,9 +75,8 @@ class Shapes:
 
     def memory(self, dtype_bytes: float, context: int) -> "Numbers":
         """Return the bytes of weights and of the KV cache of one sequence of `context` tokens."""
-        return self.weight_bytes(dtype_bytes) + 2 * CACHE_BYTES * context * self._layers() * self._size(
-            "key_value"
-        )
+        cache = 2 * CACHE_BYTES * context * self._layers() * self._size("key_value")
+        return cast("Numbers", self.weight_bytes(dtype_bytes) + cache)
 
     def flops(self, context: int) -> "Numbers":
         """Return the floating-point operations of one token that attends to `context` tokens.
@@ -106,6 +105,31 @@ class Shapes:
         read = self.flops(0) / 2 * dtype_bytes
         total: Numbers = read + 2 * CACHE_BYTES * context * self._layers() * self._size("key_value")
         return total
+
+    def reads(self, context: int) -> dict[str, "Numbers"]:
+        """Return what is done for one token after `context`, by kind: numbers read, and layers passed.
+
+        ``attention``, ``mlp`` (of experts: those a token is routed to) and ``outside`` the layers are weights, of which
+        an embedding row counts as nothing; ``cache`` is keys and values.
+        """
+        layers, everything = self._layers(), self.flops(0) / 2
+
+        def attends(name: str, axes: Sequence[Any]) -> float:
+            inside = {axis for dim in axes for axis in flat(dim)}
+            return float(len(axes) == 2 and bool(inside & {"query", "key_value", "heads_qkv"}))
+
+        def is_outside(name: str, axes: Sequence[Any]) -> float:
+            counts = "{layer}" not in name and len(axes) == 2 and "positions" not in axes
+            return float(counts and (name != self.model.embedding or self.model.tied))
+
+        attention, outside = self._sum(attends), self._sum(is_outside)
+        return {
+            "layers": layers,
+            "attention": attention,
+            "mlp": everything - attention - outside,
+            "outside": outside,
+            "cache": 2.0 * context * layers * self._size("key_value"),
+        }
 
     def _sum(self, factor: Any) -> "Numbers":
         settings = {**self.model.family.DEFAULTS, **self.model.config}

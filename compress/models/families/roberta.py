@@ -18,6 +18,7 @@ DEFAULTS = bert.DEFAULTS | {"vocab_size": 50265}
 KEYS = bert.KEYS
 EPSILON = bert.EPSILON
 ENCODER = bert.ENCODER
+SKIPS_POSITIONS = True
 REDUNDANT = bert.REDUNDANT
 
 TINY = bert.TINY | {
