@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from typing import Literal
 
 from compress.errors import InputError
-from compress.models.layout import layout
+from compress.models.family import option
+from compress.models.layout import Layout, layout
 from compress.models.spec import read_spec
 from compress.plugins import Context, StepConfig
 from compress.quantize.packed import HEAD, chosen_modules, linear_modules, packing_of
@@ -44,6 +45,8 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     """Return the graph's weights. Raises `InputError` for a layer that fits no block, or a missing extra."""
     if missing := [package for package in NEEDS if find_spec(package) is None]:
         raise InputError(f"export.onnx needs {', '.join(missing)}: pip install 'compress[onnx]'")
+    if reason := _why_not(layout(spec.config)):
+        raise InputError(f"export.onnx cannot write {spec.model_type}: {reason}")
     bits, blocks = integer_layers(spec, config)
     transposed = linear_modules(spec)
     tensors: dict[str, TensorSpec] = {}
@@ -56,6 +59,17 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
             tensors[name] = TensorSpec(shape=stored, dtype="F32")
     settings = {key: value for key, value in spec.config.items() if key != "quantization_config"}
     return spec.model_copy(update={"config": settings, "tensors": tensors})
+
+
+def _why_not(model: Layout) -> str | None:
+    """Return what the graph, a decoder of plain linear layers under their stored names, has no place for."""
+    reasons = {
+        "it is an encoder, and the graph is a decoder's": option(model.family, "ENCODER"),
+        "its weights are Conv1D, and the graph's are linear layers": option(model.family, "LINEAR_IS_IN_OUT"),
+        "it has experts": model.num_experts,
+        "its head has another name in the live model than in its files": option(model.family, "LIVE"),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def integer_layers(spec: ModelSpec, config: Config) -> tuple[int, dict[str, int]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
-from compress.models.checkpoint import DTYPES, quiet
+from compress.models.checkpoint import DTYPES, auto_class, quiet
+from compress.models.layout import layout
 from compress.models.shards import WEIGHTS, write_shards
 from compress.models.spec import read_spec, stored_dtype
 from compress.quantize.packing import aligned, to_bytes
@@ -21,7 +22,7 @@ def write_quantized(source: Path, folder: Path, result: ModelSpec) -> None:
     """Write the weight file of `result`, whose configuration names the method, rounding the floats in `source`."""
     with quiet():
         # Rounded on the CPU, so that the bytes do not depend on which accelerator there is.
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(result.config).from_pretrained(
             source,
             dtype=DTYPES[stored_dtype(read_spec(source))],
             quantization_config=BitsAndBytesConfig.from_dict(result.config["quantization_config"]),
@@ -31,10 +32,11 @@ def write_quantized(source: Path, folder: Path, result: ModelSpec) -> None:
             use_safetensors=True,
         )
     state: dict[str, Tensor] = model.state_dict()
+    live = layout(result.config).live_tensor
     write_shards(
         folder,
         {WEIGHTS: aligned(result.tensors)},
-        lambda name: to_bytes(_padded(state[name], result.tensors[name].num_elements)),
+        lambda name: to_bytes(_padded(state[live(name)], result.tensors[name].num_elements)),
     )
 
 

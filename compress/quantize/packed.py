@@ -9,33 +9,58 @@ from math import gcd
 from typing import Any
 
 from compress.errors import InputError, nearest
+from compress.models.family import option
 from compress.models.layout import layout
 from compress.records import ModelSpec, TensorSpec
 
 HEAD = "lm_head"
+"""What settings call the output head, whatever its name in a family."""
 
 
 def linear_modules(spec: ModelSpec) -> dict[str, TensorSpec]:
-    """Return the stored weight of every linear layer, by module name (``model.layers.0.mlp.up_proj``)."""
-    matrices = {name for name, axes in layout(spec.config).tensors.items() if len(axes) == 2}
-    return {
-        name.removesuffix(".weight"): spec.tensors[name]
-        for name in spec.tensors
-        if name in matrices and not name.endswith("embed_tokens.weight")
+    """Return the stored weight of every linear layer, by module name (``model.layers.0.mlp.up_proj``).
+
+    Raises `InputError` for a family whose layers are none that quantizers know.
+    """
+    model = layout(spec.config)
+    if option(model.family, "LINEAR_IS_IN_OUT"):
+        raise InputError(
+            f"{spec.model_type} has no linear layers that can be quantized: its weights are Conv1D"
+        )
+    if model.num_experts:
+        raise InputError(
+            f"{spec.model_type} cannot be quantized: transformers holds the experts of a layer in one tensor, "
+            "which is no linear layer"
+        )
+    tables = ("vocab", "positions", "segments")
+    matrices = {
+        name
+        for name, axes in model.tensors.items()
+        if len(axes) == 2 and (axes[0] not in tables or name == model.head)
     }
+    return {name.removesuffix(".weight"): spec.tensors[name] for name in spec.tensors if name in matrices}
+
+
+def head_module(spec: ModelSpec) -> str:
+    """Return the module name of the output head, stored or tied to the embedding: ``lm_head``."""
+    rows = layout(spec.config).family.TENSORS.items()
+    heads = (name for name, row in rows if row.unless == "tie_word_embeddings" and name.endswith(".weight"))
+    return next(heads, HEAD).removesuffix(".weight")
 
 
 def chosen_modules(spec: ModelSpec, skip: Sequence[str]) -> list[str]:
     """Return the linear layers to quantize: all but those whose dotted name contains an entry of `skip`.
 
-    Raises `InputError` for an entry that no layer's name contains.
+    ``lm_head`` means the output head whatever the family calls it. Raises `InputError` for an entry that no layer's
+    name contains.
     """
-    modules = [*linear_modules(spec), HEAD]
-    for entry in skip:
-        if not any(_contains(name, entry) for name in modules):
-            parts = {part for name in modules for part in name.split(".")}
+    head, linear = head_module(spec), linear_modules(spec)
+    skipped = [head if entry == HEAD else entry for entry in skip]
+    for entry in skipped:
+        if not any(_contains(name, entry) for name in (*linear, head)):
+            parts = {part for name in (*linear, head) for part in name.split(".")}
             raise InputError(f"skip: no linear layer's name contains '{entry}'{nearest(entry, parts)}")
-    return [name for name in linear_modules(spec) if not any(_contains(name, entry) for entry in skip)]
+    return [name for name in linear if not any(_contains(name, entry) for entry in skipped)]
 
 
 def packed_spec(spec: ModelSpec, bits: int, group_size: int, modules: Iterable[str]) -> ModelSpec:
@@ -49,7 +74,8 @@ def packed_spec(spec: ModelSpec, bits: int, group_size: int, modules: Iterable[s
             tensors |= _packed_tensors(name, tensor, bits, group_size)
         else:
             tensors[name] = tensor
-    ignored = sorted({*linear, HEAD} - chosen)
+    model = layout(spec.config)
+    ignored = sorted(map(model.live, {*linear, head_module(spec)} - chosen))
     config = {**spec.config, "quantization_config": quantization_config(bits, group_size, ignored)}
     return spec.model_copy(update={"config": config, "tensors": tensors})
 

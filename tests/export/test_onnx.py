@@ -16,7 +16,7 @@ from compress.quantize import rtn
 from compress.quantize.grouped import dequantize, unpack
 from compress.records import Artifact, ModelSpec, Outcome
 from tests.fakes import FakeContext
-from tests.models.tiny import write_tiny
+from tests.models.tiny import DECODERS, ENCODERS, write_tiny
 
 
 @dataclass(frozen=True)
@@ -207,3 +207,25 @@ def test_a_bitsandbytes_parent_is_not_accepted():
     exports = [plugins.step(name) for name in plugins.step_names() if name.startswith("export")]
     assert exports
     assert not any("bitsandbytes" in export.ACCEPTS for export in exports)
+
+
+NOT_WRITTEN = {
+    **dict.fromkeys(ENCODERS, "it is an encoder"),
+    "gpt2": "Conv1D",
+    "gpt_neox": "head has another name",
+    "olmoe": "it has experts",
+    "qwen3_moe": "it has experts",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in DECODERS if name not in NOT_WRITTEN])
+def test_every_decoder_of_linear_layers_is_written(family, tmp_path):
+    exported = export(checkpoint(tmp_path / "a", family), tmp_path / "b")  # compares logits with the parent's
+    assert exported.outcome.spec == step.predict(exported.parent.spec, exported.config)
+
+
+@pytest.mark.parametrize("family", NOT_WRITTEN)
+def test_what_the_graph_has_no_place_for_is_refused_when_planned(family, tmp_path):
+    with pytest.raises(InputError, match=f"cannot write {family}: .*{NOT_WRITTEN[family]}"):
+        step.predict(checkpoint(tmp_path, family).spec, step.Config())

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compress import plugins
+from compress.backends.opening import open_artifact
 from compress.errors import InputError
 from compress.models.checkpoint import load_model, quiet
 from compress.models.spec import read_spec
@@ -13,7 +14,7 @@ from compress.quantize import rtn
 from compress.quantize.grouped import dequantize, unpack
 from compress.records import Artifact
 from tests.fakes import FakeContext
-from tests.models.tiny import token_ids, write_tiny
+from tests.models.tiny import FAMILIES, token_ids, write_tiny
 
 SETTINGS = {
     "quantize.rtn": [
@@ -145,3 +146,32 @@ def test_a_misspelled_skip_is_refused_with_the_nearest_name(parent):
 def test_double_quantization_of_eight_bits_is_refused():
     with pytest.raises(ValueError, match="double_quant is for bits: 4"):
         plugins.step("quantize.bitsandbytes").Config(bits=8, double_quant=True)
+
+
+NOT_LINEAR = {
+    "gpt2": "its weights are Conv1D",
+    "olmoe": "experts of a layer in one tensor",
+    "qwen3_moe": "experts",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("quantize.rtn", {"bits": 8, "group_size": 16}), ("quantize.bitsandbytes", {"bits": 8})],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_quantized_but_its_embeddings_and_head_or_refused(family, name, settings, tmp_path):
+    folder = write_tiny(tmp_path / "parent", family)
+    whole, step = Artifact(key="p", kind="hf", path=folder, spec=read_spec(folder)), plugins.step(name)
+    if family in NOT_LINEAR:
+        with pytest.raises(InputError, match=NOT_LINEAR[family]):
+            step.predict(whole.spec, step.Config(**settings))
+        return
+    student, _ = quantized(whole, name, settings, tmp_path / "student")
+    assert student.spec == step.predict(whole.spec, step.Config(**settings))
+    model, reference = (open_artifact(a).model for a in (student, whole))
+    with torch.no_grad():
+        logits, expected = (m(token_ids()).logits.float() for m in (model, reference))
+    assert 0 < float((logits - expected).std() / expected.std()) < 0.1
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        assert torch.equal(getattr(model, get)().weight, getattr(reference, get)().weight)
