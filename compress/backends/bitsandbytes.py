@@ -6,13 +6,13 @@ Its 8-bit layers log at every call that they compute in fp16, which no caller ca
 import logging
 
 from compress.backends import huggingface
-from compress.backends.interface import OpenOptions
+from compress.backends.interface import Backend, OpenOptions
 from compress.records import Artifact
 
 KINDS = ("bitsandbytes",)
 
 
-def open(artifact: Artifact, options: OpenOptions) -> huggingface.HuggingFaceBackend:
+def open(artifact: Artifact, options: OpenOptions) -> Backend:
     """Return the artifact loaded with its own quantized layers."""
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_says_more_than_the_cast)
     return huggingface.open(artifact, options)

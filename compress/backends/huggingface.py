@@ -5,55 +5,53 @@ the weights when they are first used, so its speed here is a float model's. Its 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from compress.backends.interface import Backend, Cache, OpenOptions
+from compress.backends.interface import Backend, Cache, Encoder, OpenOptions
 from compress.backends.positions import positions
-from compress.errors import InputError
 from compress.models.checkpoint import load_model
 from compress.models.device import default_device
+from compress.models.layout import is_encoder, layout
+from compress.models.spec import read_config
 from compress.records import Artifact
 
 KINDS = ("hf", "packed")
 
 
-def open(artifact: Artifact, options: OpenOptions) -> "HuggingFaceBackend":
+def open(artifact: Artifact, options: OpenOptions) -> Backend:
     """Return the artifact loaded in its stored dtype. Sets the process's thread count when asked to."""
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     device = default_device() if options.device == "auto" else options.device
-    return HuggingFaceBackend(load_model(artifact.path, device=device))
+    model = load_model(artifact.path, device=device)
+    config = read_config(artifact.path)
+    if is_encoder(config):
+        return HuggingFaceEncoder(model, layout(config).longest)
+    return HuggingFaceBackend(model)
 
 
 class HuggingFaceBackend(Backend):
-    """A causal language model whose head is applied a chunk at a time to hidden states computed once."""
+    """A causal language model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
         self.device: torch.device = model.device
         self.vocabulary: int = model.config.vocab_size
         self.num_positions: int = model.config.max_position_embeddings
-        dtype = str(model.dtype).removeprefix("torch.")
-        versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
-        self.runtime = f"{versions}, {dtype}, {self.device}"
-        self._check_head()
+        self.runtime = _runtime(model)
+        # Packed weights are expanded by a hook on the whole model, not on its body: run it once.
+        self.prefill(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64))
 
-    @torch.inference_mode()
     def logits_chunks(self, ids_BT: Tensor, mask_BT: Tensor, chunk: int = 256) -> Iterator[Tensor]:
         mask_BT = mask_BT.to(self.device)
-        hidden_BTD = self.model.base_model(
-            input_ids=ids_BT.to(self.device),
-            attention_mask=mask_BT,
-            position_ids=positions(mask_BT),
-            use_cache=False,
-        ).last_hidden_state
-        head = self.model.get_output_embeddings()
-        for hidden_BCD in hidden_BTD.split(chunk, dim=1):
-            yield head(hidden_BCD).float()
+        where = {"attention_mask": mask_BT, "position_ids": positions(mask_BT), "use_cache": False}
+        return _logits_chunks(self.model, ids_BT.to(self.device), chunk, where)
 
     def prefill(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Cache]:
         return self._step(ids_BT, mask_BT, DynamicCache(config=self.model.config))
@@ -74,16 +72,55 @@ class HuggingFaceBackend(Backend):
         )
         return output.logits[:, -1].float(), output.past_key_values
 
-    def _check_head(self) -> None:
-        """Refuse an architecture that changes its logits after the head (soft-capping, scaling)."""
-        # Low ids are often padding, whose embedding, and so every logit, may be zero: take a spread of them.
-        ids_BT = torch.linspace(0, self.vocabulary - 1, 8).long()[None]
-        mask_BT = torch.ones_like(ids_BT)
-        # The whole model first: packed weights are expanded by a hook on it, not on its backbone.
-        last_BV, _ = self.prefill(ids_BT, mask_BT)
-        (chunk_BCV,) = self.logits_chunks(ids_BT, mask_BT)
-        if not torch.allclose(chunk_BCV[:, -1], last_BV, rtol=0.05, atol=0.05):
-            kind = self.model.config.model_type
-            raise InputError(
-                f"'{kind}' transforms its logits after the output head: it cannot be measured here"
-            )
+
+class HuggingFaceEncoder(Encoder):
+    """A masked language model."""
+
+    def __init__(self, model: PreTrainedModel, longest: int) -> None:
+        self.model = model.eval()
+        self.device: torch.device = model.device
+        self.vocabulary: int = model.config.vocab_size
+        self.num_positions = longest
+        self.runtime = _runtime(model)
+        with torch.inference_mode():  # expands packed weights
+            self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device))
+
+    def logits_chunks(self, ids_BT: Tensor, mask_BT: Tensor, chunk: int = 256) -> Iterator[Tensor]:
+        where = {"attention_mask": mask_BT.to(self.device)}
+        return _logits_chunks(self.model, ids_BT.to(self.device), chunk, where)
+
+    @torch.inference_mode()
+    def encode(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        states_BTH: Tensor = self.model.base_model(
+            input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device)
+        ).last_hidden_state
+        return states_BTH
+
+
+@torch.inference_mode()
+def _logits_chunks(
+    model: PreTrainedModel, ids_BT: Tensor, chunk: int, where: dict[str, Any]
+) -> Iterator[Tensor]:
+    """Yield logits of successive positions: the body runs once, what follows it (head, soft-capping) on each chunk."""
+    output = model.base_model(input_ids=ids_BT, **where)
+    hidden_BTH: Tensor = output.last_hidden_state
+    for start in range(0, ids_BT.shape[1], chunk):
+        output.last_hidden_state = hidden_BTH[:, start : start + chunk]
+        with _answering(model.base_model, output):
+            logits_BCV: Tensor = model(input_ids=ids_BT[:, start : start + chunk]).logits
+        yield logits_BCV.float()
+
+
+@contextmanager
+def _answering(body: nn.Module, output: Any) -> Iterator[None]:
+    """Let a module return what it returned before."""
+    body.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        del body.forward  # the class's own again
+
+
+def _runtime(model: PreTrainedModel) -> str:
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"transformers {transformers.__version__}, torch {torch.__version__}, {dtype}, {model.device}"

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from compress.errors import InputError
 from compress.plugins import StepConfig
 from compress.records import Artifact
 
@@ -109,3 +110,20 @@ class Backend(ABC):
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(ids_BT), 1)], dim=1)
             logits_BV, cache = self.decode(next_B1, mask_BS, cache)
         return torch.cat(tokens, dim=1)
+
+
+class Encoder(Backend):
+    """An opened model that reads a text as a whole and writes none.
+
+    Its `logits_chunks` are its predictions at every position, the token there visible; batches are padded on the right.
+    """
+
+    @abstractmethod
+    def encode(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the last hidden states ``[B, T, H]``: what an encoder is run for."""
+
+    def prefill(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Cache]:
+        raise InputError("an encoder continues no text")
+
+    def decode(self, ids_B1: Tensor, mask_BS: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        raise InputError("an encoder continues no text")

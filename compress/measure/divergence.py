@@ -5,7 +5,8 @@ original itself has perplexity only. A model with another tokenizer has no diver
 anew for it and the figure that compares is bits per byte. A model with a pruned vocabulary is compared with the
 original in every sequence up to the first token their tokenizers cut otherwise, over the tokens it has: the
 original's distribution is normalized among them, and the probability it gave to others is noted. Bits per byte are
-of all sequences, cut as the model's own tokenizer does.
+of all sequences, cut as the model's own tokenizer does. An encoder predicts no next token: it has divergence alone, of
+its predictions at every position.
 """
 
 from typing import TYPE_CHECKING
@@ -38,9 +39,10 @@ class Config(StepConfig):
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:
     """Return `perplexity`, `bits_per_byte`; against an original `kl_divergence`, `kl_p99`, `same_top_token`.
 
-    A model whose vocabulary was pruned has `same_segmentation` instead of a perplexity. Raises `DoesNotFit` when
-    original and artifact cannot be open together.
+    An encoder has the last three only. A model whose vocabulary was pruned has `same_segmentation` instead of a
+    perplexity. Raises `DoesNotFit` when original and artifact cannot be open together.
     """
+    from compress.backends.interface import Encoder
     from compress.backends.opening import open_artifact
     from compress.data.tokens import PackedTokens
     from compress.measure.segmentation import anew, as_it_is, by_both
@@ -66,6 +68,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
         context.warn("its tokenizer is not the original's: divergence is undefined, compare bits per byte")
         reading = anew(rows_ST, tokenizer, own_tokenizer, longest, size)
     compared, read = _score(student, teacher, reading, original_ids, context)
+    if isinstance(student, Encoder):
+        return _against_original(compared, "token, which the models see,") if compared else []
     measured = [_perplexity(read.perplexity)] if comparable else []
     measured.append(_bits_per_byte(read, reading.num_bytes(own_tokenizer)))
     if original_ids is not None:
@@ -163,7 +167,7 @@ def _same_segmentation(reading: "Reading", rows_ST: "Tensor") -> Measurement:
     )
 
 
-def _against_original(scores: "TextScores") -> list[Measurement]:
+def _against_original(scores: "TextScores", token: str = "next token") -> list[Measurement]:
     from compress.meters.divergence import clustered_mean
     from compress.meters.timing import percentile
 
@@ -193,7 +197,7 @@ def _against_original(scores: "TextScores") -> list[Measurement]:
             n=top.n,
             low=top.low,
             high=top.high,
-            note="the likeliest next token is the original's",
+            note=f"the likeliest {token} is the original's",
         ),
     ]
 

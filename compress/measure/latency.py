@@ -1,4 +1,4 @@
-"""How fast a model answers, beside the original in the same minutes of the same process.
+"""How fast a model answers (an encoder: reads), beside the original in the same minutes of the same process.
 
 Both take turns, A B A B, under a machine-wide lock and with a fixed number of threads: absolute times belong
 to this machine on this day, the ratio survives. `context.inputs`: ``original`` (absent, or the artifact
@@ -47,8 +47,9 @@ class Config(StepConfig):
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:
     """Return `time_to_first_token`, `time_per_output_token`, `tokens_per_second` and the prefill's.
 
-    Values are medians; p90 and threads stand in the note and every sample in ``samples.json``. Tokens a
-    second count the whole batch. Raises `InputError` when the profile is longer than the model reads.
+    An encoder has `time_per_pass` and `prefill_tokens_per_second`. Values are medians; p90 and threads stand in the
+    note and every sample in ``samples.json``. Tokens a second count the whole batch. Raises `InputError` when the
+    profile is longer than the model reads.
     """
     import torch
 
@@ -102,30 +103,34 @@ def _kept(backend: "Backend") -> "Iterator[Backend]":
 
 @contextmanager
 def _warm(artifact: Artifact, config: Config, options: "OpenOptions") -> "Iterator[Backend]":
+    from compress.backends.interface import Encoder
     from compress.backends.opening import open_artifact
-    from compress.meters.timing import time_generation
+    from compress.meters.timing import time_answer
 
     with closing(open_artifact(artifact, options)) as backend:
-        longest = max(config.prompt_tokens) + config.new_tokens
+        reads = isinstance(backend, Encoder)
+        longest = max(config.prompt_tokens) + (0 if reads else config.new_tokens)
         if longest > backend.num_positions:
             raise InputError(
-                f"profile: prompt_tokens and new_tokens make {longest}, but the model reads at most "
-                f"{backend.num_positions} tokens"
+                f"profile: {'prompt_tokens are' if reads else 'prompt_tokens and new_tokens make'} {longest}, but the "
+                f"model reads at most {backend.num_positions} tokens"
             )
         for _ in range(config.warm_up):
             for shape in shapes(config):
-                time_generation(backend, shape)
+                time_answer(backend, shape)
         yield backend
 
 
 def _measurements(
     shape: "Shape", samples: "dict[str, dict[Shape, list[Sample]]]", options: "OpenOptions"
 ) -> list[Measurement]:
-    """Return the four figures of one shape from every model's samples."""
+    """Return the figures of one shape from every model's samples."""
     from compress.meters.timing import percentile
 
     labels: dict[str, str | int] = {"batch_size": shape.batch_size, "prompt_tokens": shape.prompt_tokens}
     own = samples["this"][shape]
+    writes = own[0].new_tokens > 0
+    what = f"{shape.new_tokens} new tokens" if writes else "without the output head"
 
     def figure(name: str, unit: str, better: bool, of: "Callable[[Sample], float]") -> Measurement:
         medians = {model: percentile([of(s) for s in taken[shape]], 50) for model, taken in samples.items()}
@@ -139,19 +144,20 @@ def _measurements(
             labels=labels,
             n=len(own),
             beside=medians,
-            note=f"median; p90 {bad:.4g}; {shape.new_tokens} new tokens, {options.num_threads} threads",
+            note=f"median; p90 {bad:.4g}; {what}, {options.num_threads} threads",
         )
 
+    def reading(sample: "Sample") -> float:
+        return shape.batch_size * shape.prompt_tokens * 1e3 / sample.first_token_ms
+
+    read = figure("prefill_tokens_per_second", "tokens/s", True, reading)
+    if not writes:
+        return [figure("time_per_pass", "ms", False, lambda s: s.total_ms), read]
     return [
         figure("time_to_first_token", "ms", False, lambda s: s.first_token_ms),
         figure("time_per_output_token", "ms", False, lambda s: s.per_token_ms),
         figure("tokens_per_second", "tokens/s", True, lambda s: shape.batch_size * 1e3 / s.per_token_ms),
-        figure(
-            "prefill_tokens_per_second",
-            "tokens/s",
-            True,
-            lambda s: shape.batch_size * shape.prompt_tokens * 1e3 / s.first_token_ms,
-        ),
+        read,
     ]
 
 

@@ -1,4 +1,5 @@
-"""How much memory serving the model takes: a process that opens it and generates the profile's largest shape.
+"""How much memory serving the model takes: a process that opens it and generates the profile's largest shape
+(an encoder: that reads its prompts).
 
 The engine runs every measurement in a process of its own, so the process's peak is the model's. On CUDA the
 allocator's figures are taken instead, which hold the model and nothing else.
@@ -46,15 +47,15 @@ def _measure_shape(artifact: Artifact, shape: "Shape", context: Context) -> list
 
     from compress.backends.opening import open_artifact
     from compress.meters.memory import AnonymousPeak, peak_resident_bytes, resident_bytes
-    from compress.meters.timing import time_generation
+    from compress.meters.timing import time_answer
 
     with AnonymousPeak() as anonymous:
         backend = open_artifact(artifact)
         context.progress(1, 2, "stages")
         loaded, on_cuda = resident_bytes(), torch.cuda.is_available() and torch.cuda.memory_allocated()
-        time_generation(backend, shape)
+        new_tokens = time_answer(backend, shape).new_tokens
         context.progress(2, 2, "stages")
-    batch = f"batch {shape.batch_size}, {shape.prompt_tokens} + {shape.new_tokens} tokens"
+    batch = f"batch {shape.batch_size}, {shape.prompt_tokens} + {new_tokens} tokens"
     if on_cuda:
         note = f"PyTorch's CUDA allocator; {batch}"
         figures = {"load_memory": on_cuda, "peak_memory": torch.cuda.max_memory_allocated()}

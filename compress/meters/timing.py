@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.backends.interface import Backend
+from compress.backends.interface import Backend, Encoder
 
 Lend = Callable[[], AbstractContextManager[Backend]]
 """Gives out a warm model for one turn: one that stays open, or one opened anew where two do not fit."""
@@ -40,7 +40,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed generation."""
+    """One timed generation, or an encoder's pass: that has no new tokens, and ends with its first figure."""
 
     first_token_ms: float
     total_ms: float
@@ -52,11 +52,17 @@ class Sample:
         return (self.total_ms - self.first_token_ms) / (self.new_tokens - 1)
 
 
-def time_generation(backend: Backend, shape: Shape) -> Sample:
-    """Return the times of one greedy generation. Fetching each token waits for all work before it."""
+def time_answer(backend: Backend, shape: Shape) -> Sample:
+    """Return the times of one greedy generation, or of an encoder's one pass over the prompts, without its head.
+
+    Fetching each token (and one state) waits for all work before it.
+    """
     ids_BT = shape.prompts(backend.vocabulary)
     mask_BS = torch.ones_like(ids_BT)
     started = time.perf_counter()
+    if isinstance(backend, Encoder):
+        backend.encode(ids_BT, mask_BS)[:, -1, 0].cpu()
+        return Sample(passed := (time.perf_counter() - started) * 1e3, passed, new_tokens=0)
     logits_BV, cache = backend.prefill(ids_BT, mask_BS)
     next_B1 = logits_BV.argmax(-1, keepdim=True).cpu()
     first_token = time.perf_counter()
@@ -80,7 +86,7 @@ def alternate(
         for lend, own in zip(lenders, samples, strict=True):
             with lend() as backend:
                 for shape in shapes:
-                    own[shape].append(time_generation(backend, shape))
+                    own[shape].append(time_answer(backend, shape))
         on_round(done)
     return samples
 

@@ -11,10 +11,10 @@ from compress import plugins
 from compress.digests import DigestMemo, canonical_digest, folder_content
 from compress.environment import hardware_fingerprint, package_versions
 from compress.errors import InputError
-from compress.pipeline import origin
+from compress.pipeline import encoders, origin
 from compress.pipeline.keys import ingredients
 from compress.pipeline.plan import Node, Plan, Role
-from compress.pipeline.schema import Baseline, Pipeline, StepEntry
+from compress.pipeline.schema import Baseline, Evaluate, Pipeline, StepEntry
 from compress.plugins import Prepared, StepConfig
 from compress.records import Artifact, ModelSpec, Work
 
@@ -222,17 +222,21 @@ class Builder:
         is_original = name == "original"
         original = {} if is_original else {"original": "original"}
         text = self.add_data(evaluate.text, seed=0)
-        quality_inputs = {} if is_original else {"original_quality": "original/quality"}
-        if evaluate.uses_demo_tasks:
-            quality_inputs["tasks"] = self._add_tasks()
-        asked = package_versions(("lm-eval",))
-        if evaluate.task_folder:
-            asked["task_folder"] = folder_content(evaluate.task_folder, self.memo)
         here = {"hardware": hardware_fingerprint()}
-        self._add_measurement(name, "quality", evaluate, quality_inputs, asked)
+        if not encoders.only_reads(self.nodes[name], self.nodes["original"], self.pipeline):
+            self._measure_quality(name, evaluate)
         self._add_measurement(name, "divergence", evaluate, {**original, "text": text}, {})
         self._add_measurement(name, "latency", profile, original, here)
         self._add_measurement(name, "memory", profile, {}, here)
+
+    def _measure_quality(self, name: str, evaluate: Evaluate) -> None:
+        inputs = {} if name == "original" else {"original_quality": "original/quality"}
+        if evaluate.uses_demo_tasks:
+            inputs["tasks"] = self._add_tasks()
+        asked = package_versions(("lm-eval",))
+        if evaluate.task_folder:
+            asked["task_folder"] = folder_content(evaluate.task_folder, self.memo)
+        self._add_measurement(name, "quality", evaluate, inputs, asked)
 
     def _add_measurement(
         self, name: str, what: str, section: StepConfig, inputs: Mapping[str, str], also: Mapping[str, str]

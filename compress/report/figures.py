@@ -8,7 +8,13 @@ Labels = Mapping[str, str | int]
 
 TIME_PER_TOKEN = "time_per_output_token"
 
-SPEED = (TIME_PER_TOKEN, "time_to_first_token", "tokens_per_second", "prefill_tokens_per_second")
+SPEED = (
+    TIME_PER_TOKEN,
+    "time_to_first_token",
+    "time_per_pass",
+    "tokens_per_second",
+    "prefill_tokens_per_second",
+)
 """What is measured once per profile: per batch size and prompt length."""
 
 

@@ -39,6 +39,7 @@ EFFORT_COLUMNS = ("Time", "Peak memory", "Parameters", "Weight bytes")
 SPEED_COLUMNS = {
     "time_to_first_token": "Time to first token",
     "time_per_output_token": "Time per output token",
+    "time_per_pass": "Time of a pass",
     "tokens_per_second": "Output speed",
     "prefill_tokens_per_second": "Prompt speed",
     "peak_memory": "Peak memory",

@@ -4,8 +4,11 @@ from typing import Literal, TypeVar
 
 from pydantic import Field
 
+from compress.errors import InputError
+from compress.models.layout import is_encoder
 from compress.plugins import DataRef, StepConfig
 from compress.quantities import Count
+from compress.records import ModelSpec
 
 
 class TrainingSettings(StepConfig):
@@ -35,6 +38,22 @@ class TrainingSettings(StepConfig):
     """What matrices are multiplied in; weights and optimizer stay fp32. ``auto`` is bf16 where it is fast."""
     checkpoint_seconds: float = Field(default=30.0, ge=0)
     """Seconds between checkpoints; longer where writing one takes long (at most a twentieth of the time)."""
+
+
+def trained(spec: ModelSpec) -> ModelSpec:
+    """Return the model training makes of one: the same, as it changes values only.
+
+    Raises `InputError` for a model whose logits are not those of its next token, or not one linear layer's.
+    """
+    if is_encoder(spec.config):
+        raise InputError(
+            f"training learns the next token, and {spec.model_type} is an encoder: it can be pruned and quantized only"
+        )
+    if spec.config.get("final_logit_softcapping"):
+        raise InputError(
+            f"this {spec.model_type} model bends its logits (final_logit_softcapping), which training here does not"
+        )
+    return spec
 
 
 Settings = TypeVar("Settings", bound=TrainingSettings)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome, Work
 from compress.train.cost import training_work
-from compress.train.settings import TrainingSettings, rehearsed
+from compress.train.settings import TrainingSettings, rehearsed, trained
 
 VERSION = 1
 ACCEPTS = ("hf",)
@@ -17,8 +17,8 @@ class Config(TrainingSettings):
 
 
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
-    """Return the parent's spec: training changes values only."""
-    return spec
+    """Return the parent's spec. Raises `InputError` for a model that cannot be trained here."""
+    return trained(spec)
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:

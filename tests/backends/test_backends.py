@@ -5,13 +5,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compress import plugins
-from compress.backends.interface import OpenOptions
+from compress.backends.interface import Encoder, OpenOptions
 from compress.backends.opening import backend_modules, open_artifact
 from compress.errors import InputError
-from compress.models.checkpoint import quiet
+from compress.models.checkpoint import load_model, quiet
 from compress.records import Artifact
 from tests.fakes import FakeContext
-from tests.models.tiny import token_ids, write_tiny
+from tests.models.tiny import DECODERS, ENCODERS, token_ids, write_tiny
 
 MAKERS = {
     "hf": None,
@@ -162,14 +162,35 @@ def test_opening_eight_bit_weights_says_nothing_at_every_call(original, tmp_path
     assert not caplog.records
 
 
-def test_an_architecture_that_changes_its_logits_after_the_head_is_refused(tmp_path):
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_familys_logits_are_those_of_transformers(family, tmp_path):
+    opened = open_artifact(Artifact(key="f", kind="hf", path=write_tiny(tmp_path, family)))
+    with torch.no_grad():
+        expected = load_model(tmp_path)(token_ids()).logits
+    assert_same(dense(opened, token_ids(), chunk=7), expected)
+    assert_same(opened.prefill(token_ids(), torch.ones(3, 20, dtype=torch.int64))[0], expected[:, -1])
 
-    config = Gemma2Config(
-        vocab_size=259, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, final_logit_softcapping=0.1, initializer_range=0.5,
-    )  # fmt: skip
-    with quiet():
-        Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="'gemma2' transforms its logits after the output head"):
-        open_artifact(Artifact(key="gemma", kind="hf", path=tmp_path))
+
+def test_what_bends_logits_after_the_head_is_part_of_them(tmp_path):
+    folder = write_tiny(tmp_path, "gemma2", final_logit_softcapping=0.1)
+    assert dense(open_artifact(Artifact(key="g", kind="hf", path=folder)), token_ids()).abs().max() <= 0.1
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_reads_and_writes_nothing(family, tmp_path):
+    opened = open_artifact(Artifact(key="e", kind="hf", path=write_tiny(tmp_path, family)))
+    assert isinstance(opened, Encoder) and opened.num_positions == 512
+    ids = token_ids()
+    padded = torch.cat([ids, torch.full((3, 4), 1)], dim=1)
+    mask = torch.cat([torch.ones_like(ids), torch.zeros(3, 4, dtype=torch.int64)], dim=1)
+    model = load_model(tmp_path)
+    with torch.no_grad():
+        expected = model(ids)
+        states = model.base_model(ids).last_hidden_state
+    assert_same(dense(opened, ids, chunk=7), expected.logits)
+    assert_same(dense(opened, padded, mask)[:, :20], expected.logits)
+    assert_same(opened.encode(padded, mask)[:, :20], states)
+    longest = torch.full((1, opened.num_positions), 5)
+    assert dense(opened, longest).shape == (1, 512, 259)
+    with pytest.raises(InputError, match="an encoder continues no text"):
+        opened.generate(ids, torch.ones_like(ids), new_tokens=1)

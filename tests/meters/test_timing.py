@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from compress.meters.timing import Sample, Shape, alternate, machine_lock, percentile, time_generation
+from compress.meters.timing import Sample, Shape, alternate, machine_lock, percentile, time_answer
 from tests.meters.bigram import BigramBackend
 
 
@@ -14,7 +14,7 @@ def test_time_for_each_token_leaves_the_first_one_out():
 
 def test_output_has_a_fixed_length():
     backend = BigramBackend.random()
-    sample = time_generation(backend, Shape(batch_size=2, prompt_tokens=3, new_tokens=6))
+    sample = time_answer(backend, Shape(batch_size=2, prompt_tokens=3, new_tokens=6))
     assert backend.decoded == 5
     assert 0 < sample.first_token_ms < sample.total_ms
 

@@ -4,10 +4,13 @@ import sys
 import pytest
 import torch
 
+from compress.distill import step as distill
+from compress.errors import InputError
 from compress.models.checkpoint import load_model
+from compress.models.spec import read_spec
 from compress.train import step
 from compress.train.cost import training_work
-from tests.models.tiny import TRAINABLE
+from tests.models.tiny import TRAINABLE, write_tiny
 from tests.train.inputs import context, countable_ids, parent
 
 CONFIG = step.Config(tokens=16 * 4 * 6, batch_tokens=16 * 4, learning_rate=3e-3)
@@ -49,3 +52,13 @@ def test_the_estimate_counts_six_operations_a_parameter_and_token_and_two_for_a_
 def test_a_planner_can_import_the_step_without_torch(module):
     program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.parametrize("module", [step, distill])
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [("bert", "learns the next token, and bert is an encoder"), ("gemma2", "bends its logits")],
+)
+def test_what_cannot_be_trained_is_refused_when_planned(module, family, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        module.predict(read_spec(write_tiny(tmp_path, family)), module.Config(tokens=64))
