@@ -9,6 +9,7 @@ alike. Heads it leaves alone, because grouped queries are no group to it.
 import importlib
 import subprocess
 import sys
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +70,9 @@ def by_published_example(teacher_folder: Path, budget: float, seed: int, out_fol
 
 def _prune(model: PreTrainedModel, ratio: float) -> None:
     """Let torch-pruning remove a share of hidden channels and neurons, in place, and fit the configuration."""
-    with _traceable(model):
+    with _traceable(model), warnings.catch_warnings():
+        # It tells of every norm that it takes it for a vector over channels, which they are.
+        warnings.simplefilter("ignore")
         _run_pruner(model, ratio)
     config = model.config
     config.hidden_size = model.get_input_embeddings().weight.shape[1]
