@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear
 
+from compress import plugins
 from compress.models.checkpoint import auto_class, load_model
 from compress.models.family import option
 from compress.models.layout import layout
@@ -24,6 +25,7 @@ from tests.models.tiny import (
     variant_name,
     write_tiny,
 )
+from tests.prune.checkpoints import parent_of, pruned
 
 SMALLER = {"hidden": 48, "ffn": 100, "kv_groups": 2, "heads": 1, "experts": 4, "expert_ffn": 20}
 
@@ -302,3 +304,14 @@ def test_module_names_lead_to_modules_of_the_live_model(family):
     for name in where.readers("ffn"):
         weight = model.get_submodule(name).weight
         assert weight.shape[where.out_dim(f"{name}.weight")] == where.hidden
+
+
+@pytest.mark.parametrize("importance", ["activation", "compensated"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_step_scores_chooses_and_refits_every_family(family, importance, tmp_path):
+    parent = parent_of(write_tiny(tmp_path / "parent", family))
+    settings = {"target": {"params": "50%"}, "importance": importance, "compensate": True}
+    outcome, config = pruned("prune", parent, tmp_path / "pruned", **settings)
+    predicted = plugins.step("prune").predict(parent.spec, config)
+    assert outcome.spec.tensors == predicted.tensors and outcome.spec.size == predicted.size
+    loaded_plainly(tmp_path / "pruned")
