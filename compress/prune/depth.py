@@ -8,6 +8,7 @@ from compress.plugins import Context, Prepared
 from compress.prune.interface import importance
 from compress.prune.planning import REFITS, calibrated_work, float_bytes, pruned_spec
 from compress.prune.settings import CompensationSettings, ScoreSettings
+from compress.prune.shapes import KEYS
 from compress.prune.target import Target, explicit_shape, shape_for
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
@@ -65,7 +66,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
 def _decide(before: Layout, config: Config, dtype_bytes: int) -> Layout:
     if not config.target.is_explicit:
         return shape_for(config.target, before, ("layers",), {}, dtype_bytes=dtype_bytes)
-    if other := [key for key in config.target.sizes if key != "layers"]:
+    if other := [KEYS[axis] for axis in config.target.sizes if axis != "layers"]:
         raise InputError(
             f"target {other[0]}: prune.depth removes whole layers only; use prune.width, or prune for both"
         )

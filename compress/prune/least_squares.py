@@ -12,8 +12,13 @@ directions the text hardly uses as they were. Sums are all that is needed of the
 import torch
 from torch import Tensor
 
+from compress.errors import StepFailed
+
 EXACT_UP_TO = 2048
 """Matrices up to this size are multiplied in fp64; larger ones in fp32, their inverse still made in fp64."""
+
+LEAST_DAMPING = 1e-12
+"""Where damping starts to grow when it was zero."""
 
 
 class Moments:
@@ -56,16 +61,22 @@ def damped_inverse(gram_II: Tensor, damping: float) -> Tensor:
     """Return ``(G + damping · mean(diag G) · I)⁻¹`` in fp64.
 
     Inputs that were never used have an empty row; damping makes the matrix positive definite all the same. Rounding
-    in a long sum can still defeat it, then damping grows tenfold until it does not.
+    in a long sum can still defeat it, then damping grows tenfold until it does not. Raises `StepFailed` when the
+    matrix holds NaN or infinity.
     """
     gram = gram_II.double()
+    if not bool(gram.isfinite().all()):
+        raise StepFailed(
+            "hidden states on calibration text are not finite: the checkpoint holds NaN or infinite weights, or its "
+            "dtype is too narrow for them"
+        )
     scale = gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
     identity = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     while True:
         factor, failed = torch.linalg.cholesky_ex(gram + damping * scale * identity)
         if not failed:
             return torch.cholesky_inverse(factor)
-        damping *= 10
+        damping = max(10 * damping, LEAST_DAMPING)
 
 
 def _wide(weight: Tensor) -> torch.dtype:

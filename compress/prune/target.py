@@ -250,27 +250,39 @@ def fitting(costs: "Numbers", wanted: float) -> "Numbers":
 
 def explicit_shape(model: Layout, sizes: Mapping[Unit, int]) -> Layout:
     """Return the shape with exactly these sizes. Raises `InputError` where it is larger or impossible."""
-    groups = sizes.get("kv_groups", model.num_kv_heads)
-    lengths: dict[Unit, int] = dict(sizes)
-    if "heads" in lengths:
-        if lengths["heads"] % groups:
-            raise InputError(
-                f"target num_attention_heads: {lengths['heads']} is no multiple of the {groups} key-value heads"
-            )
-        lengths["heads"] //= groups
-    for axis, size in lengths.items():
-        if size > (parent := length(model, axis)):
-            raise InputError(
-                f"target {KEYS[axis]}: {size} is more than the parent's {parent}; pruning only removes"
-            )
-        if axis not in ("layers", *model.width_axes) and size != parent:
+    for axis, size in sizes.items():
+        parent = model.num_heads if axis == "heads" else length(model, axis)
+        if axis not in ("layers", "heads", *model.width_axes) and size != parent:
             raise InputError(
                 f"target {KEYS[axis]}: {model.config['model_type']} models have none of their own"
             )
+        if size > parent:
+            raise InputError(
+                f"target {KEYS[axis]}: {size} is more than the parent's {parent}; pruning only removes"
+            )
+    lengths = dict(sizes)
+    if (heads := lengths.pop("heads", None)) is not None:
+        lengths |= _heads(model, heads, lengths.get("kv_groups"))
     shape = shaped(model, lengths)
     if shape.refusal is not None:
         raise InputError(f"target: {shape.refusal}")
     return shape
+
+
+def _heads(model: Layout, heads: int, groups: int | None) -> dict[Unit, int]:
+    """Return the KV groups, and the query heads in each, that a number of query heads in a layer means."""
+    if groups is None:  # where every head has its own keys and values, they go with it
+        groups = heads if model.heads_per_group == 1 else model.num_kv_heads
+    if heads % groups:
+        raise InputError(
+            f"target num_attention_heads: {heads} is no multiple of the {groups} key-value heads"
+        )
+    if heads // groups > model.heads_per_group:
+        raise InputError(
+            f"target num_attention_heads: {heads} for {groups} key-value heads is {heads // groups} each, more than "
+            f"the parent's {model.heads_per_group}; pruning only removes"
+        )
+    return {"kv_groups": groups, "heads": heads // groups}
 
 
 def amount(name: str, value: float, short: bool = False) -> str:

@@ -38,12 +38,25 @@ def tiny_parent(folder: Path, family: str, change=None, **changes) -> Artifact:
 
 
 def pruned(use: str, parent: Artifact, folder: Path, seed: int = 0, **settings):
-    """Run a pruning step; return its outcome and its settings."""
+    """Run a pruning step and what it prepares; return its outcome and its settings.
+
+    Nothing is refitted unless asked: most tests are about what slicing alone promises.
+    """
     step = plugins.step(use)
-    config = step.Config(**settings)
-    context = FakeContext(folder, inputs={"calibration": calibration(folder.with_name("data"))}, seed=seed)
-    outcome = step.run(parent, config, context)
+    config = step.Config(**{"compensate": False, **settings})
+    outcome = step.run(parent, config, prepared_context(step, config, parent, folder, seed))
     return outcome, config
+
+
+def prepared_context(step, config, parent: Artifact, folder: Path, seed: int = 0, **context) -> FakeContext:
+    """A context whose inputs are there: calibration text, and the results of the nodes the step prepares."""
+    inputs = {"calibration": calibration(folder.with_name("data"))}
+    for name, wanted in plugins.prepared(step, config).items():
+        module = plugins.internal(wanted.use)
+        below = FakeContext(folder.with_name(f"{folder.name}.{name}"), inputs=dict(inputs), seed=seed)
+        module.run(parent, wanted.config, below)
+        inputs[name] = Artifact(key=name, kind=module.PRODUCES, path=below.folder)
+    return FakeContext(folder, inputs=inputs, seed=seed, **context)
 
 
 def logits(folder: Path) -> torch.Tensor:

@@ -93,7 +93,7 @@ def test_a_file_left_without_tensors_is_not_written(tmp_path):
 
 @pytest.mark.parametrize("target", [{}, {"layers": 2, "params": "50%"}])
 def test_a_target_is_layers_or_parameters(target):
-    with pytest.raises(ValidationError, match="give either `layers` or `params`"):
+    with pytest.raises(ValidationError, match=r"give either one of `params`, .* or sizes: layers"):
         depth.Config(target=target)
 
 
@@ -102,7 +102,8 @@ def test_what_cannot_be_planned_is_refused_before_running(tmp_path):
     for settings, message in (
         ({"target": {"layers": 5}}, "target layers: 5 is more than the parent's 4"),
         ({"target": {"params": "10%"}}, "one layer still makes"),
-        ({"target": {"layers": 2}, "importance": "activation"}, "scores hidden, ffn, kv_groups, not layers"),
+        ({"target": {"intermediate_size": 64}}, "target intermediate_size: prune.depth removes whole layers"),
+        ({"target": {"layers": 2}, "importance": "activation"}, "scores hidden, ffn, .*, not layers"),
     ):
         with pytest.raises(InputError, match=message):
             depth.predict(spec, depth.Config(**settings))

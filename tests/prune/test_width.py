@@ -10,7 +10,8 @@ from compress.errors import InputError, StepFailed
 from compress.models.checkpoint import load_model
 from compress.models.layout import layout
 from compress.models.spec import read_spec
-from compress.prune import width
+from compress.prune import scores, width
+from compress.prune.settings import ScoreSettings
 from tests.fakes import FakeContext, Stopped
 from tests.models.tiny import LLAMA_LIKES, LLAMA_VARIANTS, token_ids, variant_name, write_tiny
 from tests.prune.checkpoints import calibration, logits, parent_of, pruned, tiny_parent
@@ -170,10 +171,11 @@ def test_bfloat16_stays_bfloat16(tmp_path):
     assert load_model(tmp_path / "pruned").dtype == torch.bfloat16
 
 
-def test_the_same_seed_gives_the_same_bytes_and_samples_bound_what_is_read(tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_tokens_bound_what_is_read(tmp_path):
     parent = parent_of(write_tiny(tmp_path / "parent", "llama"))
+    settings = {"target": {"intermediate_size": 64}, "tokens": 16, "compensate": True}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        pruned("prune.width", parent, tmp_path / name, seed=seed, target={"intermediate_size": 64}, samples=1)
+        pruned("prune.width", parent, tmp_path / name, seed=seed, **settings)
     maps = [json.loads((tmp_path / name / "pruning_map.json").read_text()) for name in "abc"]
     assert maps[0] == maps[1] != maps[2]
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
@@ -181,24 +183,33 @@ def test_the_same_seed_gives_the_same_bytes_and_samples_bound_what_is_read(tmp_p
 
 def test_weight_importance_needs_no_calibration_text(tmp_path):
     parent = parent_of(write_tiny(tmp_path / "parent", "llama"))
-    config = width.Config(target={"params": "60%"}, importance="weight")
-    context = FakeContext(tmp_path / "pruned", inputs={"calibration": calibration(tmp_path / "data")})
-    width.run(parent, config, context)
+    config = ScoreSettings(importance="weight")
+    context = FakeContext(tmp_path / "scores", inputs={"calibration": calibration(tmp_path / "data")})
+    scores.run(parent, config, context)
     assert context.reports == []
 
 
-def test_progress_counts_tokens_and_a_stop_is_obeyed(tmp_path):
+def test_scoring_counts_tokens_and_obeys_a_stop(tmp_path):
     parent = parent_of(write_tiny(tmp_path / "parent", "llama"))
     inputs = {"calibration": calibration(tmp_path / "data", num=600, length=16)}
-    context = FakeContext(tmp_path / "pruned", inputs=inputs)
-    width.run(parent, width.Config(target={"params": "60%"}), context)
-    assert context.reports[-1][:3] == (512 * 16, 512 * 16, "tokens") and len(context.reports) == 2
+    config = ScoreSettings(importance="activation", tokens=512 * 16)
+    context = FakeContext(tmp_path / "scores", inputs=inputs)
+    outcome = scores.run(parent, config, context)
+    assert outcome.facts == {"tokens": 512 * 16}
+    layers = [report[:3] for report in context.reports]
+    assert layers == [(passed * 512 * 16, 4 * 512 * 16, "layer tokens") for passed in (1, 2, 3, 4)]
     with pytest.raises(Stopped):
-        width.run(
-            parent,
-            width.Config(target={"params": "60%"}),
-            FakeContext(tmp_path / "b", inputs=inputs, stopping=True),
-        )
+        scores.run(parent, config, FakeContext(tmp_path / "b", inputs=inputs, stopping=True))
+
+
+def test_targets_on_one_parent_share_their_scores():
+    nodes = [
+        width.prepare(width.Config(target={"params": share}, compensate=share == "50%"))
+        for share in ("50%", "70%")
+    ]
+    assert nodes[0] == nodes[1] and nodes[0]["scores"].use == "prune.scores"
+    other = width.prepare(width.Config(target={"params": "50%"}, importance="activation"))
+    assert other != nodes[0]
 
 
 def test_weights_that_are_not_finite_stop_the_step(tmp_path):
@@ -213,11 +224,9 @@ def test_weights_that_are_not_finite_stop_the_step(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"target": {}},
-            "give either `params`, or sizes: hidden_size, intermediate_size, num_key_value_heads",
-        ),
-        ({"target": {"params": "50%", "hidden_size": 8}}, "give either `params`"),
+        ({"target": {}}, "give either one of `params`, `memory`, .* or sizes: layers, hidden_size"),
+        ({"target": {"params": "50%", "hidden_size": 8}}, "give either one of `params`"),
+        ({"target": {"params": "50%", "memory": "50%"}}, "give either one of `params`"),
         ({"target": {"params": "a lot"}}, "a share like 50%"),
         ({"target": {"hidden_size": 0}}, "greater than or equal to 1"),
         ({"target": {"params": "50%"}, "axes": ["rows"]}, "'hidden', 'ffn'"),
@@ -236,6 +245,11 @@ def test_what_cannot_be_planned_is_refused_before_running(tmp_path):
         ({"target": {"params": "1%"}}, "leaves at least"),
         ({"target": {"params": "4B"}}, "more than the parent's"),
         ({"target": {"params": "50%"}, "importance": "block_influence"}, "scores layers, not"),
+        ({"target": {"layers": 2}}, "prune.width removes no layers; use prune.depth, or prune"),
+        (
+            {"target": {"params": "50%"}, "axes": ["experts"]},
+            "llama models have no experts to prune. Allowed: layers, hidden",
+        ),
         ({"target": {"params": "50%"}, "importance": "magic"}, "no importance is called 'magic'"),
     ):
         with pytest.raises(InputError, match=message):
