@@ -18,7 +18,7 @@ from functools import cache
 from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -51,14 +51,35 @@ DataRef = Annotated[str, Reference("data")]
 """A name under the pipeline's ``data:``. Its `tokens` artifact arrives under the field's name."""
 
 
+class Manner:
+    """Marks a setting that changes how work is done and not its result, bit for bit: it is in no key."""
+
+
+def manners(config: type[BaseModel]) -> set[str]:
+    """Return which fields of a step's settings do not change its result."""
+    fields = config.model_fields.items()
+    return {name for name, field in fields if any(isinstance(mark, Manner) for mark in field.metadata)}
+
+
 def references(config: type[BaseModel]) -> dict[str, Literal["model", "data"]]:
-    """Return which fields of a step's settings are edges, and to what."""
+    """Return which fields of a step's settings can be edges, and to what.
+
+    A field may be optional (``DataRef | None``): it is an edge where it has a value.
+    """
     found: dict[str, Literal["model", "data"]] = {}
     for name, field in config.model_fields.items():
-        for mark in field.metadata:
+        parts = (
+            metadata for part in get_args(field.annotation) for metadata in getattr(part, "__metadata__", ())
+        )
+        for mark in (*field.metadata, *parts):
             if isinstance(mark, Reference):
                 found[name] = mark.to
     return found
+
+
+def references_of(config: BaseModel) -> dict[str, Literal["model", "data"]]:
+    """Return which fields of these settings are edges, and to what."""
+    return {name: to for name, to in references(type(config)).items() if getattr(config, name) is not None}
 
 
 @dataclass(frozen=True)
@@ -79,7 +100,7 @@ def prepared(module: Any, config: StepConfig) -> dict[str, Prepared]:
 
 def needed(module: Any, config: StepConfig) -> tuple[str, ...]:
     """Return the names of all inputs a module finds beside its parent: its references and what it prepares."""
-    return (*references(type(config)), *prepared(module, config))
+    return (*references_of(config), *prepared(module, config))
 
 
 class Context(Protocol):
@@ -136,6 +157,9 @@ class Step(Protocol):
 
     A step with ``REWRITES_TOKENIZER = True`` gives its result a tokenizer of its own: data for what is built on it is
     tokenized with that.
+
+    A step that decides a shape by measuring has ``shape_is_measured(config) -> bool``: where it is true, what `predict`
+    returns is a guess, and the plan says "about" of it and of all that is built on it.
 
     A module with the line ``INTERNAL = True`` is no YAML name: it is only prepared or submitted by others. Where it
     makes no model it needs no `predict`, `estimate` or `rehearse`.

@@ -171,6 +171,8 @@ class StepRecord(Record):
     disk_bytes: int
     predicted: Size
     realized: Size
+    is_about: bool = False
+    """Whether `predicted` is a guess, because a shape on the way here was decided by measuring."""
     estimated_seconds: float | None = None
     estimated_peak_memory_bytes: int | None = None
     facts: dict[str, JsonValue] = Field(default_factory=dict)

@@ -14,9 +14,10 @@ HEADER = ("step", "use", "from", "parameters", "weights", "memory", "time", "cos
 def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None = None) -> str:
     """Return the plan as text.
 
-    Parameters and bytes are exact. Memory and time are estimates: for modules this machine has run before, from
-    what they took; a ``~`` marks them, ``?`` what nothing is known about yet. Time includes the measurements. What is
-    prepared for a step has an indented line of its own above it.
+    Parameters and bytes are exact, except (``~``) for shapes decided by measuring and what is built on them. Memory
+    and time are estimates: for modules this machine has run before, from what they took; a ``~`` marks them, ``?``
+    what nothing is known about yet. Time includes the measurements. What is prepared for a step has an indented line
+    of its own above it.
     """
     rates = Rates(store.root)
     earlier = last_ingredients(name, store.root)
@@ -62,7 +63,8 @@ def _seconds(node: Node, plan: Plan, store: Store, rates: Rates) -> float | None
 
 def _row(node: Node, state: str, seconds: float | None, usd_per_hour: float | None) -> tuple[str, ...]:
     assert node.spec is not None
-    sizes = (f"{node.spec.num_parameters:,}", f"{node.spec.weight_bytes:,} B")
+    about = "~" if node.is_about else ""
+    sizes = (f"{about}{node.spec.num_parameters:,}", f"{about}{node.spec.weight_bytes:,} B")
     return (node.name, node.use, node.parent or "", *sizes, *_costs(node, seconds, usd_per_hour), state)
 
 

@@ -55,6 +55,7 @@ class Recorder:
             disk_bytes=made.get("disk_bytes") or _model_bytes(artifact.path),
             predicted=(node.spec or artifact.spec).size,
             realized=artifact.spec.size,
+            is_about=node.is_about,
             estimated_seconds=_sum_if_known([m.get("estimated_seconds") for m in manifests]),
             estimated_peak_memory_bytes=max(
                 (bytes for n in (node, *prepared) if (bytes := estimated_memory_bytes(n))), default=None

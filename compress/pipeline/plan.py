@@ -32,6 +32,8 @@ class Node(Record):
     seed: int = 0
     spec: ModelSpec | None = None
     work: Work = Work()
+    is_about: bool = False
+    """Whether `spec` is a guess: a shape on the way here is decided by measuring."""
     ingredients: dict[str, JsonValue] = Field(default_factory=dict)
     given: Artifact | None = None
 

@@ -81,6 +81,7 @@ class Builder:
             seed=seed,
             spec=spec,
             work=work,
+            is_about=self._is_about(module, config, parent),
             ingredients=made_of,
         )
         self.nodes[name] = node
@@ -157,7 +158,7 @@ class Builder:
     def _inputs(self, module: Any, config: StepConfig, parent: str) -> dict[str, str]:
         """Return the nodes of everything a module is given beside its parent; add those not there yet."""
         inputs = {}
-        for field, to in plugins.references(type(config)).items():
+        for field, to in plugins.references_of(config).items():
             name = getattr(config, field)
             inputs[field] = self.add_data(name, model=parent) if to == "data" else name
         for field, prepared in plugins.prepared(module, config).items():
@@ -214,8 +215,13 @@ class Builder:
         spec = module.predict(before, config) if hasattr(module, "predict") else None
         return spec, module.estimate(before, config, specs) if hasattr(module, "estimate") else Work()
 
+    def _is_about(self, module: Any, config: StepConfig, parent: str | None) -> bool:
+        """Return whether the predicted spec is a guess: the shape is measured, here or where it comes from."""
+        measures = getattr(module, "shape_is_measured", None)
+        return bool(measures and measures(config)) or (parent is not None and self.nodes[parent].is_about)
+
     def _measure(self, name: str) -> None:
-        """Add the four measurements of a model: quality, divergence from the original, latency, memory."""
+        """Add what is measured of a model: quality (where it writes), divergence from the original, latency, memory."""
         evaluate, profile = self.pipeline.evaluate, self.pipeline.profile
         if self.rehearsal:
             evaluate, profile = origin.rehearsal_evaluate(evaluate), origin.rehearsal_profile(profile)

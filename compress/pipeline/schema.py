@@ -295,7 +295,9 @@ def _references(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:
     config = plugins.step(entry["use"]).Config
     for field, to in plugins.references(config).items():
         if field in entry or not config.model_fields[field].is_required():
-            yield field, to, entry.get(field, config.model_fields[field].default)
+            value = entry.get(field, config.model_fields[field].default)
+            if value is not None:
+                yield field, to, value
 
 
 def _anchored(value: Any, folder: Path, is_path: bool = False) -> Any:

@@ -10,6 +10,7 @@ from compress.prune.planning import REFITS, calibrated_work, float_bytes, pruned
 from compress.prune.settings import CompensationSettings, ScoreSettings
 from compress.prune.shapes import KEYS
 from compress.prune.target import Target, explicit_shape, shape_for
+from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
 VERSION = 2
@@ -28,9 +29,15 @@ class Config(CompensationSettings):
 
 
 def prepare(config: Config) -> dict[str, Prepared]:
-    """Ask for the layers' scores, which every target on the same parent shares."""
+    """Ask for the layers' scores, which every target on the same parent shares, and for timings where they decide."""
     common = {name: getattr(config, name) for name in ("calibration", "tokens", "memory")}
-    return {"scores": Prepared("prune.scores", ScoreSettings(importance=config.importance, **common))}
+    scores = Prepared("prune.scores", ScoreSettings(importance=config.importance, **common))
+    return {"scores": scores, **wanted_timings(config.target)}
+
+
+def shape_is_measured(config: Config) -> bool:
+    """A latency is measured when the step runs: until then it counts as proportional to the bytes read a token."""
+    return config.target.latency is not None
 
 
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
@@ -39,7 +46,9 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     Which layers stay is not known yet; the prediction's `layer_types` are those of the first ones.
     """
     importance(config.importance, ["layers"])
-    return pruned_spec(spec, _decide(layout(spec.config), config, float_bytes(spec)))
+    before = layout(spec.config)
+    check_can_be_timed(before, config.target)
+    return pruned_spec(spec, _decide(before, config, float_bytes(spec)))
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
@@ -58,14 +67,17 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     from compress.prune.pruning import prune_to, read_scores
 
     assert parent.spec is not None
-    after = _decide(layout(parent.spec.config), config, float_bytes(parent.spec))
+    before = layout(parent.spec.config)
+    after = _decide(before, config, float_bytes(parent.spec), context)
     metric = importance(config.importance, ["layers"])
-    return prune_to(parent, after, read_scores(context, "scores"), metric, config, context)
+    outcome = prune_to(parent, after, read_scores(context, "scores"), metric, config, context)
+    return with_latency(outcome, parent, before, after, context)
 
 
-def _decide(before: Layout, config: Config, dtype_bytes: int) -> Layout:
+def _decide(before: Layout, config: Config, dtype_bytes: int, context: Context | None = None) -> Layout:
     if not config.target.is_explicit:
-        return shape_for(config.target, before, ("layers",), {}, dtype_bytes=dtype_bytes)
+        times = milliseconds_along(context, before, ("layers",), {})
+        return shape_for(config.target, before, ("layers",), {}, dtype_bytes=dtype_bytes, milliseconds=times)
     if other := [KEYS[axis] for axis in config.target.sizes if axis != "layers"]:
         raise InputError(
             f"target {other[0]}: prune.depth removes whole layers only; use prune.width, or prune for both"

@@ -14,6 +14,7 @@ from compress.prune.planning import REFITS, calibrated_work, float_bytes, pruned
 from compress.prune.settings import CompensationSettings, ScoreSettings
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, explicit_shape, shape_for
+from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
 VERSION = 1
@@ -38,7 +39,7 @@ class Config(CompensationSettings):
 
 
 def prepare(config: Config) -> dict[str, Prepared]:
-    """Ask for the scores of units and of layers, as far as either may shrink."""
+    """Ask for the scores of units and of layers, as far as either may shrink, and for timings where they decide."""
     common = {name: getattr(config, name) for name in ("calibration", "tokens", "memory")}
     asked = config.target.sizes or config.axes or ("layers", "ffn")
     wanted: dict[str, Prepared] = {}
@@ -48,7 +49,12 @@ def prepare(config: Config) -> dict[str, Prepared]:
     if "layers" in asked:
         settings = ScoreSettings(importance=config.layer_importance, **common)
         wanted["layer_scores"] = Prepared("prune.scores", settings)
-    return wanted
+    return wanted | wanted_timings(config.target)
+
+
+def shape_is_measured(config: Config) -> bool:
+    """A latency is measured when the step runs: until then it counts as proportional to the bytes read a token."""
+    return config.target.latency is not None
 
 
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
@@ -56,6 +62,7 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     before = layout(spec.config)
     importance(config.importance, before.width_axes)
     importance(config.layer_importance, ["layers"])
+    check_can_be_timed(before, config.target)
     return pruned_spec(spec, _decide(before, config, float_bytes(spec)))
 
 
@@ -75,13 +82,16 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     from compress.prune.pruning import prune_to, read_scores
 
     assert parent.spec is not None
-    after = _decide(layout(parent.spec.config), config, float_bytes(parent.spec))
+    before = layout(parent.spec.config)
+    after = _decide(before, config, float_bytes(parent.spec), context)
     metric = importance(config.layer_importance, ["layers"])
-    return prune_to(parent, after, read_scores(context, "scores", "layer_scores"), metric, config, context)
+    outcome = prune_to(parent, after, read_scores(context, "scores", "layer_scores"), metric, config, context)
+    return with_latency(outcome, parent, before, after, context)
 
 
-def _decide(before: Layout, config: Config, dtype_bytes: int) -> Layout:
+def _decide(before: Layout, config: Config, dtype_bytes: int, context: Context | None = None) -> Layout:
     if config.target.is_explicit:
         return explicit_shape(before, config.target.sizes)
     axes = config.axes or ("layers", *default_axes(before))
-    return shape_for(config.target, before, axes, config.align, dtype_bytes=dtype_bytes)
+    times = milliseconds_along(context, before, axes, config.align)
+    return shape_for(config.target, before, axes, config.align, dtype_bytes=dtype_bytes, milliseconds=times)

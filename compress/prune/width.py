@@ -18,6 +18,7 @@ from compress.prune.planning import REFITS, calibrated_work, float_bytes, pruned
 from compress.prune.settings import CompensationSettings, ScoreSettings
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, explicit_shape, shape_for
+from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
 VERSION = 2
@@ -41,15 +42,22 @@ class Config(CompensationSettings):
 
 
 def prepare(config: Config) -> dict[str, Prepared]:
-    """Ask for the units' scores, which every target on the same parent shares."""
+    """Ask for the units' scores, which every target on the same parent shares, and for timings where they decide."""
     common = {name: getattr(config, name) for name in ("calibration", "tokens", "memory")}
-    return {"scores": Prepared("prune.scores", ScoreSettings(importance=config.importance, **common))}
+    scores = Prepared("prune.scores", ScoreSettings(importance=config.importance, **common))
+    return {"scores": scores, **wanted_timings(config.target)}
+
+
+def shape_is_measured(config: Config) -> bool:
+    """A latency is measured when the step runs: until then it counts as proportional to the bytes read a token."""
+    return config.target.latency is not None
 
 
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     """Return the narrowed model. Raises `InputError` for an impossible target or an unsuitable importance."""
     before = layout(spec.config)
     importance(config.importance, before.width_axes)
+    check_can_be_timed(before, config.target)
     return pruned_spec(spec, _decide(before, config, float_bytes(spec)))
 
 
@@ -70,15 +78,18 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     from compress.prune.pruning import prune_to, read_scores
 
     assert parent.spec is not None
-    after = _decide(layout(parent.spec.config), config, float_bytes(parent.spec))
-    return prune_to(parent, after, read_scores(context, "scores"), None, config, context)
+    before = layout(parent.spec.config)
+    after = _decide(before, config, float_bytes(parent.spec), context)
+    outcome = prune_to(parent, after, read_scores(context, "scores"), None, config, context)
+    return with_latency(outcome, parent, before, after, context)
 
 
-def _decide(before: Layout, config: Config, dtype_bytes: int) -> Layout:
+def _decide(before: Layout, config: Config, dtype_bytes: int, context: Context | None = None) -> Layout:
     if not config.target.is_explicit:
         axes = cast(tuple[Unit, ...], config.axes or default_axes(before))
         align = cast(Mapping[Unit, int], config.align)
-        return shape_for(config.target, before, axes, align, dtype_bytes=dtype_bytes)
+        times = milliseconds_along(context, before, axes, align)
+        return shape_for(config.target, before, axes, align, dtype_bytes=dtype_bytes, milliseconds=times)
     if config.target.layers is not None:
         raise InputError(
             "target layers: prune.width removes no layers; use prune.depth, or prune for both at once"
