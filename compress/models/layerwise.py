@@ -52,6 +52,8 @@ class LayerwiseModel:
         self.layout, self.dtype, self.device, self.resident = layout, dtype, device, resident
         self.stored = stored
         self.model = empty_model(layout.config)
+        if layout.num_experts and dtype == torch.float64:
+            self.model.set_experts_implementation("eager")  # the fused one has no fp64
         self._layers = [self.model.get_submodule(name) for name in layout.layers]
         self._calls: dict[tuple[int, ...], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
         self._recording: list[tuple[tuple[Any, ...], dict[str, Any]]] = []

@@ -8,7 +8,11 @@ import torch
 
 from compress import plugins
 from compress.models.checkpoint import load_model
+from compress.models.layerwise import LayerwiseModel
+from compress.models.layout import layout
 from compress.models.spec import read_spec
+from compress.prune.calibration import Calibration
+from compress.prune.scratch import Scratch
 from compress.records import Artifact
 from tests.fakes import FakeContext
 from tests.models.tiny import token_ids, write_tiny
@@ -62,3 +66,15 @@ def prepared_context(step, config, parent: Artifact, folder: Path, seed: int = 0
 def logits(folder: Path) -> torch.Tensor:
     with torch.no_grad():
         return load_model(folder, dtype=torch.float64)(token_ids()).logits
+
+
+def observed(folder: Path, *, resident: bool = True, rows: int = 2, seed: int = 0) -> Calibration:
+    """A checkpoint about to read 4 sequences of 12 tokens, `rows` at a time; streamed with files for its states."""
+    scratch = folder.with_name("scratch")
+    scratch.mkdir(exist_ok=True)
+    return Calibration(
+        LayerwiseModel.open(folder, layout(read_spec(folder).config), resident=resident),
+        token_ids(4, 12, seed=5).split(rows),
+        Scratch(None if resident else scratch),
+        seed,
+    )

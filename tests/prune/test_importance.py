@@ -1,13 +1,21 @@
+"""What every metric promises, whatever its formula."""
+
 import pytest
 import torch
-from torch.nn.functional import silu
 
 from compress import plugins
 from compress.errors import InputError
 from compress.models.layout import layout
-from compress.prune.importance import activation, block_influence, weight
+from compress.models.spec import read_spec
+from compress.prune.importance import contiguous_block
 from compress.prune.interface import importance
-from tests.models.tiny import LLAMA_LIKES, tiny_config, tiny_model, token_ids
+from tests.models.tiny import FAMILIES, write_tiny
+from tests.prune.checkpoints import observed, tiny_parent
+
+METRICS = plugins.available("prune.importance")
+metrics = pytest.mark.parametrize("name", METRICS)
+ARCHITECTURES = ["llama", "gpt2", "gemma2", "qwen3_moe"]
+"""Grouped and gated; fused and biased; norms behind the maps; experts."""
 
 
 @pytest.fixture(autouse=True)
@@ -16,102 +24,84 @@ def inference():
         yield
 
 
-SHAPES = {"layers": (4,), "hidden": (64,), "ffn": (4, 192), "kv_groups": (4, 4)}
+def score(name, calibration):
+    return importance(name, []).score(calibration)
 
 
-@pytest.mark.parametrize("family", LLAMA_LIKES)
-@pytest.mark.parametrize("name", plugins.available("prune.importance"))
-def test_every_metric_scores_the_units_it_says(name, family):
-    metric = importance(name, [])
-    scores = metric.score(tiny_model(family), layout(tiny_config(family)), iter([token_ids()]))
-    assert set(scores) == set(metric.UNITS)
+def sizes(model):
+    """Every unit's shape of scores, for all the model has."""
+    shapes = {
+        "layers": (model.num_layers,),
+        "hidden": (model.hidden,),
+        "ffn": (model.num_layers, model.ffn),
+        "kv_groups": (model.num_layers, model.num_kv_heads),
+        "heads": (model.num_layers, model.num_kv_heads, model.heads_per_group),
+        "experts": (model.num_layers, model.num_experts),
+        "expert_ffn": (model.num_layers, model.num_experts, model.expert_ffn),
+    }
+    return {unit: shape for unit, shape in shapes.items() if unit == "layers" or unit in model.width_axes}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@metrics
+def test_every_unit_that_the_metric_knows_and_the_model_has_gets_a_score(name, family, tmp_path):
+    folder = write_tiny(tmp_path / "model", family)
+    scores = score(name, observed(folder))
+    expected = {unit: s for unit, s in sizes(layout(read_spec(folder).config)).items() if unit in units(name)}
+    if name == "contiguous_block":
+        expected["layers"] *= 2
+    assert {unit: tuple(values.shape) for unit, values in scores.items()} == expected
     for unit, values in scores.items():
-        assert values.shape == SHAPES[unit] and values.dtype == torch.float64
+        assert values.dtype == torch.float64 and values.device.type == "cpu"
         assert bool((values >= 0).all())
+        assert len(set(values[possible(name, unit, values)].tolist())) > 1
 
 
-@pytest.mark.parametrize("metric", [activation, block_influence])
-def test_batching_does_not_matter(metric):
-    model, where = tiny_model("llama"), layout(tiny_config("llama"))
-    ids = token_ids(4)
-    whole = metric.score(model, where, [ids])
-    split = metric.score(model, where, [ids[:1], ids[1:4]])
-    for unit in metric.UNITS:
-        torch.testing.assert_close(whole[unit], split[unit], rtol=1e-5, atol=1e-7)
+def units(name):
+    return importance(name, []).UNITS
 
 
-def plain_forward(model, ids):
-    """The network written out for one sequence: hidden states between layers and what the scored modules see."""
-    config, seen = model.config, {"norm": [], "ffn": [], "query": [], "hidden": []}
-
-    def norm(module, x):
-        y = x / (x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * module.weight
-        seen["norm"].append(y)
-        return y
-
-    x = model.model.embed_tokens(ids)
-    cos, sin = model.model.rotary_emb(x, torch.arange(len(ids))[None])
-    for layer in model.model.layers:
-        seen["hidden"].append(x)
-        attention, y = layer.self_attn, norm(layer.input_layernorm, x)
-        heads = []
-        for head in range(8):
-            rows, group = slice(8 * head, 8 * head + 8), slice(8 * (head // 2), 8 * (head // 2) + 8)
-            q, k = y @ attention.q_proj.weight[rows].T, y @ attention.k_proj.weight[group].T
-            q, k = (z * cos[0] + torch.cat([-z[:, 4:], z[:, :4]], 1) * sin[0] for z in (q, k))
-            mask = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
-            heads.append((q @ k.T / 8**0.5 + mask).softmax(-1) @ (y @ attention.v_proj.weight[group].T))
-        seen["query"].append(torch.cat(heads, 1))
-        x = x + seen["query"][-1] @ attention.o_proj.weight.T
-        y = norm(layer.post_attention_layernorm, x)
-        seen["ffn"].append(silu(y @ layer.mlp.gate_proj.weight.T) * (y @ layer.mlp.up_proj.weight.T))
-        x = x + seen["ffn"][-1] @ layer.mlp.down_proj.weight.T
-    seen["hidden"].append(x)
-    norm(model.model.norm, x)
-    return seen
+def possible(name, unit, values):
+    """Where a score must be finite: everywhere, but for blocks that end behind the last layer, and the last layer."""
+    if name == "contiguous_block":
+        place = torch.arange(len(values))
+        inside = place[:, None] + place < len(values)
+        assert bool(values[~inside].isinf().all())
+        return inside
+    finite = values.isfinite()
+    assert int((~finite).sum()) == (1 if name == "iterative_loss" else 0)
+    return finite
 
 
-def test_activation_follows_minitrons_formula():
-    model, ids = tiny_model("llama"), token_ids(3)
-    runs = [plain_forward(model, row) for row in ids]
-    scores = activation.score(model, layout(tiny_config("llama")), [ids])
-
-    def channel(kind, index, c):
-        return sum(float(run[kind][index][:, c].abs().mean()) ** 2 for run in runs) ** 0.5
-
-    for layer, unit in ((0, 0), (1, 3), (3, 2)):
-        assert float(scores["ffn"][layer, unit]) == pytest.approx(channel("ffn", layer, unit), rel=1e-4)
-        group = sum(channel("query", layer, c) ** 2 for c in range(16 * unit, 16 * unit + 16)) ** 0.5
-        assert float(scores["kv_groups"][layer, unit]) == pytest.approx(group, rel=1e-4)
-        hidden = sum(channel("norm", index, unit) for index in range(9))
-        assert float(scores["hidden"][unit]) == pytest.approx(hidden, rel=1e-4)
+@pytest.mark.parametrize("family", ARCHITECTURES)
+@metrics
+def test_streaming_changes_no_bit_and_batching_only_rounding(name, family, tmp_path):
+    folder = tiny_parent(tmp_path / "model", family).path
+    resident = score(name, observed(folder))
+    streamed, again = score(name, observed(folder, resident=False)), score(name, observed(folder))
+    for unit, values in resident.items():
+        assert torch.equal(values, streamed[unit]) and torch.equal(values, again[unit])
+    for rows in (1, 3):
+        for unit, values in score(name, observed(folder, rows=rows)).items():
+            torch.testing.assert_close(values, resident[unit], rtol=1e-4, atol=1e-9)
 
 
-def test_block_influence_is_one_minus_the_mean_cosine():
-    model, ids = tiny_model("llama"), token_ids(3)
-    runs = [plain_forward(model, row)["hidden"] for row in ids]
-    scores = block_influence.score(model, layout(tiny_config("llama")), [ids])["layers"]
-    for layer in range(4):
-        pairs = [(a, b) for run in runs for a, b in zip(run[layer], run[layer + 1], strict=True)]
-        cosines = [float(a @ b / (a.norm() * b.norm())) for a, b in pairs]
-        assert float(scores[layer]) == pytest.approx(1 - sum(cosines) / len(cosines), rel=1e-4)
+def test_chance_follows_the_seed_and_nothing_else_does(tmp_path):
+    folder = write_tiny(tmp_path / "model", "llama")
+    for name in METRICS:
+        one, other = (score(name, observed(folder, seed=seed)) for seed in (1, 2))
+        same = all(torch.equal(one[unit], other[unit]) for unit in one)
+        assert same == (name != "random")
 
 
-def test_weight_is_the_norm_of_all_that_belongs_to_a_unit():
-    changes = {"attention_bias": True, "mlp_bias": True}
-    model = tiny_model("llama", **changes)
-    scores = weight.score(model, layout(tiny_config("llama", **changes)), [])
-    mlp, attention = model.model.layers[2].mlp, model.model.layers[2].self_attn
-    neuron = [mlp.gate_proj.weight[5], mlp.up_proj.weight[5], mlp.down_proj.weight[:, 5]]
-    neuron += [mlp.gate_proj.bias[5:6], mlp.up_proj.bias[5:6]]
-    assert float(scores["ffn"][2, 5]) == pytest.approx(float(torch.cat(neuron).norm()), rel=1e-5)
-    q, kv = slice(16, 32), slice(8, 16)
-    group = [attention.q_proj.weight[q], attention.k_proj.weight[kv], attention.v_proj.weight[kv]]
-    group += [attention.o_proj.weight[:, q], attention.q_proj.bias[q], attention.k_proj.bias[kv]]
-    group += [attention.v_proj.bias[kv]]
-    assert float(scores["kv_groups"][2, 1]) == pytest.approx(
-        float(torch.cat([t.flatten() for t in group]).norm()), rel=1e-5
-    )
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_block_that_goes_is_the_least_turning_and_never_the_last_layer(count):
+    angles = torch.full((4, 4), torch.inf)
+    for start in range(4):
+        for length in range(1, 5 - start):
+            angles[start, length - 1] = 10 - start - length / 10  # later blocks turn less
+    expected = {4: [0, 1, 2, 3], 3: [0, 1, 3], 2: [0, 3], 1: [3]}
+    assert contiguous_block.keep(angles, count) == expected[count]
 
 
 def test_a_metric_for_other_units_is_refused_by_name():

@@ -61,7 +61,9 @@ def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
         scores["ffn"] = torch.stack([energies[name].sqrt() for name in ffn]).cpu()
     query_LC = torch.stack([energies[name] for name in layout.readers("query")]).cpu()
     grouped = query_LC.reshape(layout.num_layers, layout.num_kv_heads, layout.heads_per_group, -1).sum(-1)
-    scores["kv_groups"], scores["heads"] = grouped.sum(-1).sqrt(), grouped.sqrt()
+    scores["kv_groups"] = grouped.sum(-1).sqrt()
+    if "heads" in layout.width_axes:
+        scores["heads"] = grouped.sqrt()
     if layout.num_experts:
         scores["experts"], scores["expert_ffn"] = usage_LE, expert_LEF.sqrt()
     return scores
