@@ -3,6 +3,7 @@
 import re
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_the_example_metric_scores_what_it_says(tmp_path):
 
     metric = module(blocks(CONTRIBUTING, "python")[2])
     tiny = layout(plugins.load("models.families", "llama").TINY)
-    scores = metric.score(None, tiny, [])
+    scores = metric.score(SimpleNamespace(layout=tiny))
     assert set(scores) == set(metric.UNITS)
     assert scores["ffn"].shape == (tiny.num_layers, tiny.length("ffn"))
 

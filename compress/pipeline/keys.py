@@ -24,10 +24,12 @@ def ingredients(
 ) -> dict[str, JsonValue]:
     """Return all that decides the result of `use`, given the keys of its parent and inputs.
 
-    Settings that only name an input are left out: what counts is the input's key. `content` stands for settings
+    Settings that only name an input are left out: what counts is the input's key. So are those that only say how
+    (`plugins.Manner`). `content` stands for settings
     that are only a way to find something (a path).
     """
-    settings = config.model_dump(mode="json", exclude=set(inputs)) if content is None else dict(content)
+    left_out = set(inputs) | plugins.manners(type(config))
+    settings = config.model_dump(mode="json", exclude=left_out) if content is None else dict(content)
     return {
         "key version": KEY_VERSION,
         "use": use,

@@ -183,7 +183,9 @@ class Compensation:
         quadratic = ((e_VK.T @ e_VK) * moments.gram).double()
         linear = ((e_VK.T @ e_VH) * moments.cross.T).sum(1).double()
         ones = torch.ones_like(linear)
-        factor = ones + damped_inverse(quadratic, self.strength.damping(moments)) @ (linear - quadratic @ ones)
+        factor = ones + damped_inverse(quadratic, self.strength.damping(moments)) @ (
+            linear - quadratic @ ones
+        )
         offset = float(option(self.before.family, "NORM_OFFSET"))
         gain = self.sliced[name]
         return {name: ((gain.double() + offset) * factor.to(gain.device) - offset).to(gain.dtype)}
@@ -270,7 +272,10 @@ class LayerFit:
         def stays(hidden: Tensor) -> Tensor:
             return hidden if channels is None else hidden.index_select(-1, channels.to(hidden.device))
 
-        if not option(models.before.family, "RESIDUAL_ADDS"):
+        family = models.before.family
+        if not option(family, "RESIDUAL_ADDS") or option(
+            family, "ENCODER"
+        ):  # a norm follows the sum in encoders
             read, _ = self._until(stage.module, index)
             return read, stays(self._seen[stage.module][index])
         student = models._students[index]

@@ -13,9 +13,9 @@ with ``G = E[x xᵀ]`` over the inputs, ``V = WᵀW`` of the current weights, an
 import torch
 from torch import Tensor
 
-from compress.prune.least_squares import damped_inverse
+from compress.prune.least_squares import EXACT_UP_TO, damped_inverse
 
-STEPS = 128
+STEPS = 32
 """Removals are made in about this many rounds; all of a round are scored before any of it is removed."""
 
 
@@ -25,10 +25,11 @@ def elimination_costs(gram_CC: Tensor, sensitivity_CC: Tensor, width: int, dampi
 
     The last block costs whatever is left, so the largest score is 1 up to damping.
     """
-    inverse = damped_inverse(gram_CC, damping)
-    sensitivity = sensitivity_CC.double().clone()
+    wide = torch.float64 if len(gram_CC) <= EXACT_UP_TO else gram_CC.dtype
+    inverse = damped_inverse(gram_CC, damping).to(wide)
+    sensitivity = sensitivity_CC.to(wide, copy=True)
     count = len(inverse) // width
-    total = float((gram_CC.double() * sensitivity).sum().clamp_min(1e-300))
+    total = float((gram_CC.to(wide) * sensitivity).sum().clamp_min(1e-30))
     per_round = max(1, count // STEPS)
     scores = torch.zeros(count, dtype=torch.float64)
     left = torch.arange(count, device=inverse.device)

@@ -21,6 +21,10 @@ LEAST_DAMPING = 1e-12
 """Where damping starts to grow when it was zero."""
 
 
+HALVED_ABOVE = 12288
+"""Larger matrices are inverted in fp32, so that one of 14,336 inputs (an 8B model's FFN) fits in 3 GB."""
+
+
 class Moments:
     """Sums over tokens of ``x xᵀ``, ``y xᵀ``, x and y, for vectors x ``[I]`` and y ``[O]``."""
 
@@ -58,22 +62,24 @@ def refit(weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor, inverse_II: Tens
 
 
 def damped_inverse(gram_II: Tensor, damping: float) -> Tensor:
-    """Return ``(G + damping · mean(diag G) · I)⁻¹`` in fp64.
+    """Return ``(G + damping · mean(diag G) · I)⁻¹`` in fp64, or fp32 above `HALVED_ABOVE`.
 
     Inputs that were never used have an empty row; damping makes the matrix positive definite all the same. Rounding
     in a long sum can still defeat it, then damping grows tenfold until it does not. Raises `StepFailed` when the
     matrix holds NaN or infinity.
     """
-    gram = gram_II.double()
+    gram = gram_II.to(torch.float64 if len(gram_II) <= HALVED_ABOVE else torch.float32)
     if not bool(gram.isfinite().all()):
         raise StepFailed(
             "hidden states on calibration text are not finite: the checkpoint holds NaN or infinite weights, or its "
             "dtype is too narrow for them"
         )
-    scale = gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    identity = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    scale = gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(gram + damping * scale * identity)
+        damped = gram.clone()
+        damped.diagonal().add_(damping * scale)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        del damped
         if not failed:
             return torch.cholesky_inverse(factor)
         damping = max(10 * damping, LEAST_DAMPING)

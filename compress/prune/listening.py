@@ -40,31 +40,25 @@ class Heard:
     expert_ffn_energy: Tensor | None
 
 
-class HiddenListening:
-    """The same for the hidden state, over all maps that read it, each weighing as much as any other.
+class HiddenEnergy:
+    """What each hidden channel adds to the outputs of all maps that read it, each map weighing as much as any other.
 
-    Summed are ``G`` of what the maps read and ``V`` divided by each map's whole output energy.
+    Every map's energies are taken as shares of its whole.
     """
 
-    def __init__(self, width: int, whole: bool, device: str) -> None:
-        shape = (width, width) if whole else (width, 1, 1)
-        self.sum = Listening(torch.zeros(shape, device=device), torch.zeros(shape, device=device))
+    def __init__(self, width: int) -> None:
         self.energy_C = torch.zeros(width, dtype=torch.float64)
 
-    def add(self, gram: Tensor, weight_OI: Tensor) -> None:
-        """Add one map, given the mean ``x xᵀ`` of its inputs (or its diagonal as blocks of one)."""
-        sensitivity = _sensitivity(weight_OI, 0 if gram.dim() == 2 else 1)
-        share = Listening(gram, sensitivity).energy()
-        total = float(share.sum().clamp_min(1e-30))
-        self.energy_C += share / total
-        self.sum.gram += gram
-        self.sum.sensitivity += sensitivity / total
+    def add(self, squares: Tensor, weight_OI: Tensor) -> None:
+        """Add one map, given the mean squares of its inputs as blocks of one, ``[C, 1, 1]``."""
+        energy_C = Listening(squares, _sensitivity(weight_OI, 1)).energy()
+        self.energy_C += energy_C / energy_C.sum().clamp_min(1e-30)
 
 
-def listen(calibration: Calibration, hidden: HiddenListening, *, whole: bool) -> Iterator[Heard]:
+def listen(calibration: Calibration, hidden: HiddenEnergy, *, whole: bool) -> Iterator[Heard]:
     """Carry the text through the model; yield what was seen in each layer and add to `hidden` what reads it.
 
-    `whole`: gather whole Gram matrices, not only those within heads and neurons.
+    `whole`: gather the whole Gram matrices of what writing maps read, not only those within heads and neurons.
     """
     layout = calibration.layout
     for layer in calibration.layers():
@@ -74,9 +68,9 @@ def listen(calibration: Calibration, hidden: HiddenListening, *, whole: bool) ->
         (out,) = layer.inside(layout.readers("query"))
         down = layer.inside(layout.readers("ffn"))
         width = layout.head_dim
-        widths = {**dict.fromkeys(layer.inside(modules), 0 if whole else 1), out: 0 if whole else width}
+        widths = {**dict.fromkeys(layer.inside(modules), 1), out: 0 if whole else width}
         widths |= dict.fromkeys(down, 0 if whole else 1)
-        experts = ExpertEnergies(layer)
+        experts = ExpertEnergies(layer, calibration.num_tokens)
         watched = [*widths, *([experts.name] if experts.name else [])]
 
         def record(
@@ -106,7 +100,7 @@ def listen(calibration: Calibration, hidden: HiddenListening, *, whole: bool) ->
             expert_energy=experts.energy_E,
             expert_ffn_energy=experts.energy_EF,
         )
-    _listen_to_head(calibration, hidden, whole)
+    _listen_to_head(calibration, hidden)
 
 
 class Grams:
@@ -134,7 +128,8 @@ class Grams:
 class ExpertEnergies:
     """What a layer's experts, and their neurons, add to the hidden state: mean energies ``[E]`` and ``[E, F]``."""
 
-    def __init__(self, layer: LayerPass) -> None:
+    def __init__(self, layer: LayerPass, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
         found = experts_module(layer)
         self.name = found[0] if found else None
         self._module = found[1] if found else None
@@ -151,8 +146,9 @@ class ExpertEnergies:
             down_HF = self._module.down_proj[call.expert].double()  # type: ignore[index]
             weighted_NF = call.neurons.double() * call.weights.double()[:, None]
             squares_F = weighted_NF.square().sum(0) * down_HF.square().sum(0)
-            self.energy_EF[call.expert] += squares_F.cpu()
-            self.energy_E[call.expert] += (weighted_NF @ down_HF.T).square().sum().cpu()
+            self.energy_EF[call.expert] += squares_F.cpu() / self._num_tokens
+            energy = (weighted_NF @ down_HF.T).square().sum().cpu()
+            self.energy_E[call.expert] += energy / self._num_tokens
 
 
 def router_of(layer: LayerPass, readers: list[str]) -> str:
@@ -161,12 +157,11 @@ def router_of(layer: LayerPass, readers: list[str]) -> str:
     return router.removesuffix(".weight").removeprefix(layer.prefix)
 
 
-def _listen_to_head(calibration: Calibration, hidden: HiddenListening, whole: bool) -> None:
+def _listen_to_head(calibration: Calibration, hidden: HiddenEnergy) -> None:
     head = calibration.model.model.get_output_embeddings()
     name = next(n for n, module in calibration.model.model.named_modules() if module is head)
     grams = Grams(calibration.num_tokens)
-    width = 0 if whole else 1
-    calibration.tail([name], lambda _, given, __: grams.add(name, given[0], width))
+    calibration.tail([name], lambda _, given, __: grams.add(name, given[0], 1))
     stored = calibration.layout.head or calibration.layout.embedding
     hidden.add(grams[name], calibration.model.stored[stored].to(calibration.model.device))
 

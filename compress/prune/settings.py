@@ -1,13 +1,13 @@
 """Settings that every pruning step shares."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compress.plugins import DataRef, StepConfig
+from compress.plugins import DataRef, Manner, StepConfig
 from compress.quantities import Count
 
-Memory = Literal["auto", "stream", "ram"]
+Memory = Annotated[Literal["auto", "stream", "ram"], Manner()]
 """Where the parent's weights are while calibration text runs through it."""
 
 

@@ -2,8 +2,9 @@
 
 Units are removed one after another, the cheapest first, and what stays is refitted after each (`elimination`), which
 is what ``compensate: true`` does afterwards. A unit's score is the share of output energy lost once it and all before
-it are gone: the order, and so what stays, fits every target. Hidden channels are eliminated against all maps that read
-them at once. Experts and their neurons, which are not refitted, score by output energy.
+it are gone: the order, and so what stays, fits every target. Hidden channels score by `output_energy`, which left a
+better model after refitting than eliminating them did (they carry what later layers write, too), and so do experts and
+their neurons, which are not refitted.
 
 Costs more than `output_energy`: whole Gram matrices, ``O(F³)`` a layer.
 """
@@ -26,11 +27,11 @@ DAMPING = 1e-2
 def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
     """Return the share of energy lost once a unit and all less important ones are gone."""
     from compress.prune.elimination import elimination_costs
-    from compress.prune.listening import HiddenListening, listen
+    from compress.prune.listening import HiddenEnergy, listen
     from compress.prune.parts import empty_scores
 
     layout = calibration.layout
-    hidden = HiddenListening(layout.hidden, whole=True, device=calibration.model.device)
+    hidden = HiddenEnergy(layout.hidden)
     scores = empty_scores(layout)
     del scores["layers"]
     group = layout.heads_per_group * layout.head_dim
@@ -47,5 +48,4 @@ def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
         if heard.expert_energy is not None and heard.expert_ffn_energy is not None:
             scores["experts"][heard.number] = heard.expert_energy
             scores["expert_ffn"][heard.number] = heard.expert_ffn_energy
-    total = hidden.sum
-    return scores | {"hidden": elimination_costs(total.gram, total.sensitivity, 1, DAMPING)}
+    return scores | {"hidden": hidden.energy_C}

@@ -23,11 +23,11 @@ def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
 
     A group's energy is the sum over its heads: what they say together is not looked at.
     """
-    from compress.prune.listening import HiddenListening, listen
+    from compress.prune.listening import HiddenEnergy, listen
     from compress.prune.parts import empty_scores
 
     layout = calibration.layout
-    hidden = HiddenListening(layout.hidden, whole=False, device=calibration.model.device)
+    hidden = HiddenEnergy(layout.hidden)
     scores = empty_scores(layout)
     del scores["layers"]
     for heard in listen(calibration, hidden, whole=False):
