@@ -15,8 +15,11 @@ from torch import Tensor
 
 from compress.prune.least_squares import EXACT_UP_TO, damped_inverse
 
-STEPS = 32
-"""Removals are made in about this many rounds; all of a round are scored before any of it is removed."""
+ROUNDS = 32
+"""After every round of removals the matrices are made anew, without what is gone."""
+
+CHOICE = 2
+"""A round chooses among this many times as many blocks as it removes: those that are cheapest when it begins."""
 
 
 def elimination_costs(gram_CC: Tensor, sensitivity_CC: Tensor, width: int, damping: float) -> Tensor:
@@ -30,30 +33,68 @@ def elimination_costs(gram_CC: Tensor, sensitivity_CC: Tensor, width: int, dampi
     sensitivity = sensitivity_CC.to(wide, copy=True)
     count = len(inverse) // width
     total = float((gram_CC.to(wide) * sensitivity).sum().clamp_min(1e-30))
-    per_round = max(1, count // STEPS)
+    per_round = max(1, count // ROUNDS)
     scores = torch.zeros(count, dtype=torch.float64)
     left = torch.arange(count, device=inverse.device)
     lost = 0.0
     while len(left):
-        costs = _costs(inverse, sensitivity, width)
-        order = costs.argsort(stable=True)[: min(per_round, len(left))]
-        for position in order.tolist():
-            lost += max(float(costs[position]), 0.0) / total + 1e-15  # strictly increasing
-            scores[int(left[position])] = lost
-        inverse, sensitivity, left = _without(inverse, sensitivity, left, order, width)
+        gone, costs = _cheapest(inverse, sensitivity, width, min(per_round, len(left)))
+        for unit, cost in zip(left[gone].tolist(), costs, strict=True):
+            lost += max(cost, 0.0) / total + 1e-15  # strictly increasing
+            scores[unit] = lost
+        inverse, sensitivity, left = _without(inverse, sensitivity, left, gone, width)
     return scores
 
 
-def _costs(inverse: Tensor, sensitivity: Tensor, width: int) -> Tensor:
-    if width == 1:
-        quotient: Tensor = sensitivity.diagonal() / inverse.diagonal()
-        return quotient
+def _cheapest(inverse: Tensor, sensitivity: Tensor, width: int, number: int) -> tuple[Tensor, list[float]]:
+    """Return the positions of so many blocks, in order of removal, and what each costs once those before it are gone.
+
+    The matrices are not touched: removing S adds ``R (G⁻¹)_S:`` to G⁻¹, with ``R = −(G⁻¹)_:S ((G⁻¹)_SS)⁻¹``, and
+    ``A Rᵀ + R Aᵀ`` to V, with ``A = V_:S + R V_SS / 2``. Columns and diagonal blocks are corrected by these as they are
+    needed.
+    """
+    choice = _costs(*_blocks(inverse, sensitivity, width)).argsort(stable=True)[: CHOICE * number]
+    places = (choice[:, None] * width + torch.arange(width, device=choice.device)).flatten()
+    inverse, sensitivity = inverse[places][:, places], sensitivity[places][:, places]
+    inverse_B, sensitivity_B = _blocks(inverse, sensitivity, width)
+    columns, refits, halves = (inverse.new_empty(len(places), number * width) for _ in range(3))
+    gone: list[int] = []
+    costs: list[float] = []
+    for step in range(number):
+        now = _costs(inverse_B, sensitivity_B)
+        now[gone] = torch.inf
+        block = int(now.argmin())
+        gone.append(block)
+        costs.append(float(now[block]))
+        s, before = slice(block * width, (block + 1) * width), slice(step * width)
+        u, r, a = columns[:, before], refits[:, before], halves[:, before]
+        column = inverse[:, s] + r @ u[s].T
+        refit = -torch.linalg.solve(column[s], column.T).T
+        half = sensitivity[:, s] + a @ r[s].T + r @ a[s].T
+        half = half + refit @ half[s] / 2
+        here = slice(before.stop, before.stop + width)
+        columns[:, here], refits[:, here], halves[:, here] = column, refit, half
+        column_B, refit_B, half_B = (part.reshape(-1, width, width) for part in (column, refit, half))
+        inverse_B = inverse_B + refit_B @ column_B.mT
+        sensitivity_B = sensitivity_B + half_B @ refit_B.mT + refit_B @ half_B.mT
+        inverse_B[gone] = torch.eye(
+            width, dtype=inverse.dtype, device=inverse.device
+        )  # what is gone divides nothing
+    return choice[gone], costs
+
+
+def _blocks(inverse: Tensor, sensitivity: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return the diagonal blocks of both, ``[B, width, width]``."""
     count = len(inverse) // width
-    blocks = torch.arange(count, device=inverse.device)
-    inverse_G = inverse.view(count, width, count, width)[blocks, :, blocks]
-    sensitivity_G = sensitivity.view(count, width, count, width)[blocks, :, blocks]
-    solved = torch.linalg.solve(inverse_G, sensitivity_G)
-    traces: Tensor = solved.diagonal(dim1=-2, dim2=-1).sum(-1)
+    block = torch.arange(count, device=inverse.device)
+    first, second = (m.view(count, width, count, width)[block, :, block] for m in (inverse, sensitivity))
+    return first, second
+
+
+def _costs(inverse_B: Tensor, sensitivity_B: Tensor) -> Tensor:
+    if inverse_B.shape[-1] == 1:
+        return (sensitivity_B / inverse_B).flatten()
+    traces: Tensor = torch.linalg.solve(inverse_B, sensitivity_B).diagonal(dim1=-2, dim2=-1).sum(-1)
     return traces
 
 
