@@ -1,12 +1,15 @@
 """The tables behind the tables: what a chart is drawn from, every measurement, keys, the environment."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from compress.records import RunRecord, StepRecord
+from compress.records import JsonValue, RunRecord, StepRecord
 from compress.report import figures, units
 from compress.report.cells import Cell, Row, Table, figure, measured, words
 from compress.report.charts import Cost, thinned
 from compress.report.tables import per_step
+from compress.report.terminal import printed
+
+LONGEST_SETTINGS = 160
 
 CURVE_ROWS = 12
 """How many points of a training curve its table shows."""
@@ -66,6 +69,12 @@ def everything(run: RunRecord) -> Table:
     return Table("Every measurement", columns, rows)
 
 
+def _settings(settings: Mapping[str, JsonValue]) -> str:
+    """Return settings on one line, long ones cut."""
+    text = ", ".join(f"{name} {printed(value)}" for name, value in settings.items() if value is not None)
+    return text if len(text) <= LONGEST_SETTINGS else f"{text[:LONGEST_SETTINGS]}…"
+
+
 def artifacts(run: RunRecord) -> Table:
     """Return the key of every artifact, and the artifacts it was made from."""
     rows = tuple(
@@ -81,6 +90,27 @@ def artifacts(run: RunRecord) -> Table:
         for step in run.steps
     )
     return Table("Artifacts in the store", ("Kind", "Key", "Inputs"), rows)
+
+
+def work(run: RunRecord) -> Table | None:
+    """Return what was done for steps as results of their own; ``None`` where nothing was."""
+    rows = tuple(
+        Row(
+            step.name,
+            "",
+            (
+                words(child.use),
+                words(child.how),
+                words(_settings(child.settings)),
+                figure(child.seconds, units.duration),
+                words(child.key),
+            ),
+        )
+        for step in run.steps
+        for child in step.children
+    )
+    columns = ("Work", "Asked for", "Settings", "Time", "Key")
+    return Table("Work done for steps", columns, rows) if rows else None
 
 
 def environment(run: RunRecord) -> Table:

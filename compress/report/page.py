@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.records import JsonValue, RunRecord, StepRecord
-from compress.report import appendix, charts, figures, tables, units
+from compress.report import appendix, charts, figures, searches, tables, units
 from compress.report.key_figures import key_figures
 from compress.report.terminal import flattened, printed
 from compress.report.text import visible
@@ -44,6 +44,7 @@ def render(run: RunRecord) -> str:
         tasks=tables.tasks(run, best),
         speed=tables.speed(run, best),
         curves=[(curve, appendix.curve_twin(step)) for step in run.steps if (curve := charts.curve(step))],
+        searches=[drawn_search(step, found) for step in run.steps if (found := searches.search_of(step))],
         samples=samples(run),
         roots=[step for step in run.steps if figures.parent(run, step) is None],
         children=partial(children, run),
@@ -52,6 +53,7 @@ def render(run: RunRecord) -> str:
         exports=[(step, export_command(run, step)) for step in run.leaves],
         environment=appendix.environment(run),
         artifacts=appendix.artifacts(run),
+        work=appendix.work(run),
         everything=appendix.everything(run),
     )
 
@@ -87,10 +89,22 @@ def children(run: RunRecord, step: StepRecord) -> list[StepRecord]:
     return [other for other in run.steps if other.parent == step.name]
 
 
+def drawn_search(step: StepRecord, found: searches.Search) -> tuple[Any, ...]:
+    """Return a search's step, and its two charts each with a table twin."""
+    return (
+        step,
+        searches.candidates(step, found),
+        searches.candidates_twin(step, found),
+        searches.probes(step, found),
+        searches.probes_twin(step, found),
+    )
+
+
 def details(step: StepRecord) -> list[tuple[str, str]]:
-    """Return a step's settings and facts as printed lines, long ones cut."""
+    """Return a step's settings and facts as printed lines, long ones cut; a search has a section of its own."""
     settings = list(flattened(step.settings, "")) if step.settings else []
-    return [*settings, *((name, _cut(value)) for name, value in step.facts.items())]
+    drawn = {"search"} if searches.search_of(step) else set()
+    return [*settings, *((name, _cut(value)) for name, value in step.facts.items() if name not in drawn)]
 
 
 def export_command(run: RunRecord, step: StepRecord) -> str:

@@ -140,15 +140,19 @@ def _taken(step: StepRecord) -> Iterator[Cell]:
     estimate = _planned("estimated", step.estimated_peak_memory_bytes, units.num_bytes)
     yield figure(step.peak_memory_bytes or None, units.num_bytes, *estimate)
     predicted, realized = step.predicted, step.realized
-    yield _prediction(predicted.num_parameters, realized.num_parameters, units.count)
-    yield _prediction(predicted.weight_bytes, realized.weight_bytes, units.num_bytes)
+    about = step.is_about
+    yield _prediction(predicted.num_parameters, realized.num_parameters, units.count, about)
+    yield _prediction(predicted.weight_bytes, realized.weight_bytes, units.num_bytes, about)
 
 
 def _planned(word: str, value: float | None, write: Callable[[float], str]) -> tuple[Text, ...]:
     return () if value is None else (Text(f"{word} {write(value)}", (value,)),)
 
 
-def _prediction(predicted: int, realized: int, write: Callable[[float], str]) -> Cell:
+def _prediction(predicted: int, realized: int, write: Callable[[float], str], is_about: bool) -> Cell:
+    """Return what was made, and what the plan said; where that was a guess, missing it is no fault."""
+    if is_about:
+        return figure(realized, write, *_planned("planned: about", predicted, write))
     difference = abs(predicted - realized)
     if not difference:
         return figure(realized, write, *_planned("exactly the predicted", predicted, write))

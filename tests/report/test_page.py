@@ -14,6 +14,7 @@ import pytest
 from compress.records import GateResult, Generation, RunRecord
 from compress.report import render, write_report
 from tests.report.sample_run import FOX, sample_run, with_step, without
+from tests.report.search_facts import searched_run
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "col"}
 STYLE = (files("compress.report") / "report.css").read_text(encoding="utf-8")
@@ -72,6 +73,7 @@ def states() -> Iterator[tuple[str, RunRecord]]:
     failed = GateResult(gate="max_quality_drop", step="edge", limit=0.03, measured=None, passed=False)
     yield "gates failed", sample_run(status="gates failed", gates=(failed,))
     yield "parent cut away", sample_run(steps=run.steps[3:])
+    yield "searched", searched_run()
 
 
 def test_figures_that_are_not_finite_are_called_that():
@@ -176,8 +178,8 @@ def numbers_of(value: object) -> Iterator[float]:
         yield float(value)
 
 
-def test_every_number_in_a_table_is_of_the_record_or_a_difference_or_ratio_of_two():
-    run = sample_run()
+@pytest.mark.parametrize("run", [sample_run(), searched_run()], ids=["quickstart", "searched"])
+def test_every_number_in_a_table_is_of_the_record_or_a_difference_or_ratio_of_two(run):
     own = sorted(set(numbers_of(run.model_dump(mode="json"))))
     beside = [
         m.value / m.beside["original"] for s in run.steps for m in s.measurements if m.beside.get("original")
