@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pruning import comparing, points, teachers
 from pruning.points import Plan, Point
-from pruning.rivals import METHODS
+from pruning.rivals import METHODS, OURS
 from pruning.teachers import TEACHERS
 
 from compress.environment import environment
@@ -48,7 +48,7 @@ def main() -> None:
         return
     plan, wanted = (QUICK, _quick()) if given.quick else (Plan(), _full(names))
     if given.part != "table":
-        chosen = [p for p in wanted if given.part == "all" or (p.method == "ours") == (given.part == "ours")]
+        chosen = [p for p in wanted if given.part == "all" or (p.method in OURS) == (given.part == "ours")]
         points.measure_all(chosen, plan, given.workers)
     _report(wanted, plan, given.quick)
 

@@ -23,7 +23,7 @@ import compress
 from compress.models.checkpoint import load_model
 
 from . import teachers
-from .rivals import METHODS, VERSION
+from .rivals import METHODS, OURS, VERSION
 from .scoring import Figures, figures, heldout_rows, predictions
 from .steps import run_step
 from .teachers import TEACHERS
@@ -61,7 +61,7 @@ class Point:
     def file(self, plan: Plan) -> Path:
         """Return where its result is, or will be."""
         decides = {**asdict(self), **asdict(plan), "teachers": teachers.VERSION}
-        decides["method_version"] = own_version() if self.method == "ours" else VERSION
+        decides["method_version"] = own_version() if self.method in OURS else VERSION
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
         folder = TEACHERS[self.teacher].folder / "points"
         return folder / f"{self.method}-{round(100 * self.budget)}-{self.seed}-{key}.json"

@@ -33,10 +33,19 @@ Method = Callable[[Path, float, int, Path], dict[str, Any]]
 
 
 def ours(teacher_folder: Path, budget: float, seed: int, out_folder: Path) -> dict[str, Any]:
-    """Prune by `compress` with its defaults."""
+    """Prune by `prune.search` with its defaults: the shape is searched for, as Minitron's is."""
+    return _by_step("prune.search", teacher_folder, budget, seed, out_folder)
+
+
+def ours_even(teacher_folder: Path, budget: float, seed: int, out_folder: Path) -> dict[str, Any]:
+    """Prune by `prune` with its defaults: the shape follows from the configuration alone."""
+    return _by_step("prune", teacher_folder, budget, seed, out_folder)
+
+
+def _by_step(use: str, teacher_folder: Path, budget: float, seed: int, out_folder: Path) -> dict[str, Any]:
     settings = {"target": {"params": f"{budget:.0%}"}}
     inputs = {"calibration": teacher_folder.parent / "calibration"}
-    return run_step("prune.width", teacher_folder, out_folder, settings, seed=seed, inputs=inputs)
+    return run_step(use, teacher_folder, out_folder, settings, seed=seed, inputs=inputs)
 
 
 def by_minitron(teacher_folder: Path, budget: float, seed: int, out_folder: Path) -> dict[str, Any]:
@@ -140,8 +149,10 @@ def _hidden_energy(parameters: Any, hidden: int, head_dim: int) -> Tensor:
     return total
 
 
+OURS = ("ours", "ours-even")
 METHODS: dict[str, Method] = {
     "ours": ours,
+    "ours-even": ours_even,
     "minitron": by_minitron,
     "minitron-30": by_larger_minitron,
     "depth": by_depth,
