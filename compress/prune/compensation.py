@@ -132,10 +132,11 @@ class Compensation:
         for index, hidden in enumerate(self._parents):
             with _observing(teacher, [stage.module for stage in stages]) as calls:
                 self._entering[index].copy_(hidden)
-                hidden.copy_(self.parent.run(old, hidden))
+                leaving = self.parent.run(old, hidden)
             for stage in stages:
                 read, wrote = calls[stage.module]
                 seen[stage.module][index].copy_((wrote if stage.writes else read).reshape(hidden.shape))
+            hidden.copy_(leaving)  # only now: without a norm before them, maps read this very tensor
         return seen
 
     def _run_parent(self, old: int, index: int) -> None:
@@ -175,9 +176,10 @@ class Compensation:
         With ``z = f ∘ x`` the head's input, ``min_f Σ ‖E' (f ∘ x) − E y‖²`` has the normal equations
         ``(E'ᵀE' ∘ Σxxᵀ) f = diag(E'ᵀE Σyxᵀ)``; they start from ``f = 1``.
         """
-        name = f"{self.after.norms[-1]}.weight"
-        if self.after.hidden == self.before.hidden or self.after.layer_of(name) is not None:
+        outside = [norm for norm in self.after.norms_over("hidden") if self.after.layer_of(norm) is None]
+        if self.after.hidden == self.before.hidden or not outside:
             return {}
+        name, bias = f"{outside[-1]}.weight", f"{outside[-1]}.bias"
         wide = moments.dtype
         e_VK, e_VH = sliced_VK.to(wide), whole_VH.to(wide)
         quadratic = ((e_VK.T @ e_VK) * moments.gram).double()
@@ -188,7 +190,11 @@ class Compensation:
         )
         offset = float(option(self.before.family, "NORM_OFFSET"))
         gain = self.sliced[name]
-        return {name: ((gain.double() + offset) * factor.to(gain.device) - offset).to(gain.dtype)}
+        factor = factor.to(gain.device)
+        fitted = {name: ((gain.double() + offset) * factor - offset).to(gain.dtype)}
+        if bias in self.after.tensors:
+            fitted[bias] = (self.sliced[bias].double() * factor).to(gain.dtype)
+        return fitted
 
 
 HEAD_ROWS = 16384
