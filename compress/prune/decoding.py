@@ -126,7 +126,9 @@ def random_model(model: Layout, dtype: torch.dtype, device: str) -> PreTrainedMo
 
 def _possible(before: Layout, lengths: Mapping[Unit, int]) -> list[Layout]:
     """Return the shape where transformers accepts it; where heads make up the hidden size, both halve together."""
-    if before.heads_fill_hidden and lengths.keys() & {"hidden", "kv_groups", "heads"}:
+    if before.heads_fill_hidden and lengths.keys() == {"hidden"}:
+        return []
+    if before.heads_fill_hidden and lengths.keys() & {"kv_groups", "heads"}:
         whole: dict[Unit, int] = {axis: before.length(axis) for axis in before.width_axes}
         whole.update(lengths)
         heads = whole["kv_groups"] * whole.get("heads", before.heads_per_group)
