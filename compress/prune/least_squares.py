@@ -21,7 +21,7 @@ LEAST_DAMPING = 1e-12
 """Where damping starts to grow when it was zero."""
 
 
-HALVED_ABOVE = 12288
+HALVED_ABOVE = 4096
 """Larger matrices are inverted in fp32, so that one of 14,336 inputs (an 8B model's FFN) fits in 3 GB."""
 
 
