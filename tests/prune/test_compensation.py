@@ -3,8 +3,10 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 
 from compress import plugins
+from compress.models.checkpoint import load_model, quiet
 from compress.models.family import option
 from compress.models.layerwise import LayerwiseModel
 from compress.models.layout import layout
@@ -14,7 +16,16 @@ from compress.prune.compensation import Compensation, Strength
 from compress.prune.scratch import Scratch
 from compress.prune.slicing import write_pruned
 from tests.fakes import FakeContext, Stopped
-from tests.models.tiny import DECODERS, FAMILIES, VARIANTS, tiny_config, token_ids, variant_name, write_tiny
+from tests.models.tiny import (
+    DECODERS,
+    FAMILIES,
+    VARIANTS,
+    tiny_config,
+    tiny_model,
+    token_ids,
+    variant_name,
+    write_tiny,
+)
 from tests.prune.checkpoints import parent_of, prepared_context, pruned, tiny_parent
 from tests.prune.test_families import (
     change_stored,
@@ -34,7 +45,7 @@ LAYERS = (0, 1, 3)
 class Refitting:
     """A checkpoint with random units removed and what stays refitted."""
 
-    def __init__(self, folder, lengths, layers=LAYERS, strength=None, kept=None):
+    def __init__(self, folder, lengths, layers=LAYERS, strength=None, kept=None, batches=BATCHES):
         self.folder, before = folder, layout(read_spec(folder).config)
         self.before, self.after = before, before.to_lengths(lengths).with_layers(layers)
         self.kept = kept or random_kept(before, lengths, layers)
@@ -170,6 +181,63 @@ def test_the_output_head_or_the_norm_before_it_brings_logits_nearer_to_the_paren
     sliced = float((refitting.logits(tmp_path / "sliced") - whole).square().sum())
     assert refitted < sliced if outside else refitted == sliced
     assert outside or not refitting.before.norms_over("hidden")  # nothing is left to refit there
+
+
+def sentences(num, seed):
+    """Each token is one of four that may follow the last (in every other sentence: the one before it)."""
+    generator = torch.Generator().manual_seed(0)
+    follow = torch.randint(3, 67, (64, 4), generator=generator)
+    generator.manual_seed(seed)
+    ids = torch.randint(3, 67, (num, 24), generator=generator)
+    pick = torch.randint(4, (num, 24), generator=generator)
+    for t in range(2, 24):
+        seen = torch.where(torch.arange(num) % 2 == 0, ids[:, t - 1], ids[:, t - 2])
+        ids[:, t] = follow[seen - 3, pick[:, t]]
+    return ids
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = tiny_model("llama", **sizes).requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(150):
+        ids = sentences(16, seed=step + 1)
+        loss = cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    with quiet():
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("lengths", "layers", "share"),
+    [
+        ({"ffn": 32}, range(4), 0.85),
+        ({"kv_groups": 1}, range(4), 0.99),
+        ({"heads": 1}, range(4), 0.3),
+        ({"hidden": 24}, range(4), 0.75),
+        ({}, (0, 1, 3), 0.7),
+        ({"hidden": 24, "ffn": 48}, (0, 1, 3), 0.75),
+    ],
+    ids=str,
+)
+def test_predictions_of_a_trained_model_come_nearer_to_the_parents(lengths, layers, share, trained, tmp_path):
+    """Also on text of the same kind that was not refitted on. Units are removed at random."""
+    text, other = sentences(64, seed=1000), sentences(64, seed=2000)
+    refitting = Refitting(trained, lengths, layers, batches=text.split(16)).run()
+
+    def divergence(ids, refitted):
+        with torch.no_grad():
+            whole = load_model(trained, dtype=torch.float64)(ids).logits.log_softmax(-1)
+        found = refitting.logits(tmp_path / "pruned", refitted=refitted, ids=[ids]).log_softmax(-1)
+        return float((whole.exp() * (whole - found)).sum(-1).mean())
+
+    for ids in (text, other):
+        assert divergence(ids, refitted=True) < share * divergence(ids, refitted=False)
 
 
 STEPS = [
