@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ from .torchpruning import CannotPrune
 
 OWN_CODE = ("prune", "models")
 """The folders of `compress` whose change takes our points anew."""
+
+
+SCORED_ALIKE = {"depth": "minitron"}
+"""Methods that read the scores of another, by the first word of their names."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +85,33 @@ def own_version() -> str:
 
 def measure_all(points: Iterable[Point], plan: Plan, workers: int) -> None:
     """Measure the points that have no result yet, on as many processes of one thread each."""
-    waiting = [point for point in sorted(points, key=_turn) if not point.file(plan).is_file()]
+    waiting = sorted((point for point in points if not point.file(plan).is_file()), key=_turn)
     if not waiting:
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        started = {pool.submit(measure, point, plan): point for point in waiting}
-        for number, done in enumerate(as_completed(started), start=1):
-            point, result = started[done], done.result()
-            said = result.get("reason") or f"excess {_excess(result['before'], point, plan):.4f}"
-            if "after" in result:
-                said += f", recovered {_excess(result['after'], point, plan):.4f}, {result['seconds']:.0f} s"
-            where = f"{point.teacher:8} {point.budget:4.0%} {point.method:14} seed {point.seed}"
-            print(f"{number:4} of {len(waiting)}  {where}  {said}", flush=True)
+        groups = [list(group) for _, group in groupby(waiting, key=lambda point: _turn(point)[:-2])]
+        started = [pool.submit(measure_group, group, plan) for group in groups]
+        for done in as_completed(started):
+            done.result()
 
 
-def _turn(point: Point) -> tuple[int, str, str, float]:
-    """Seed by seed, so that a run that is stopped has compared everything once."""
-    return point.seed, point.teacher, point.method, point.budget
+def measure_group(points: list[Point], plan: Plan) -> None:
+    """Measure points that share scores, one after the other, and say how each went."""
+    for point in points:
+        result = measure(point, plan)
+        said = result.get("reason") or f"excess {_excess(result['before'], point, plan):.4f}"
+        if "after" in result:
+            said += f", recovered {_excess(result['after'], point, plan):.4f}, {result['seconds']:.0f} s"
+        print(
+            f"{point.teacher:8} {point.budget:4.0%} {point.method:14} seed {point.seed}  {said}", flush=True
+        )
+
+
+def _turn(point: Point) -> tuple[int, str, str, str, float]:
+    """Seed by seed, so that a run that is stopped has compared everything once; methods that share scores together."""
+    family = point.method.split("-")[0]
+    return point.seed, point.teacher, SCORED_ALIKE.get(family, family), point.method, point.budget
 
 
 def results(points: Iterable[Point], plan: Plan) -> Iterator[tuple[Point, dict[str, Any]]]:
