@@ -7,7 +7,7 @@ numbers with the family's table as coefficients, so hundreds of thousands of sha
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from compress.models.family import Axis, WidthAxis, flat, option
+from compress.models.family import OPTIONAL, Axis, WidthAxis, flat, option
 from compress.models.layout import Layout
 from compress.prune.interface import Unit
 
@@ -28,6 +28,9 @@ KEYS: dict[Unit, str] = {
 """What a target calls the sizes. ``num_attention_heads`` counts all query heads of a layer, not those of a group."""
 
 LARGEST_ALIGNMENT = 256
+
+DECISIVE: tuple[Unit, ...] = ("hidden", "kv_groups", "heads")
+"""What a family's own refusal may depend on."""
 
 CACHE_BYTES = 2
 """Bytes of a number in the KV cache."""
@@ -75,7 +78,7 @@ class Shapes:
 
     def memory(self, dtype_bytes: float, context: int) -> "Numbers":
         """Return the bytes of weights and of the KV cache of one sequence of `context` tokens."""
-        cache = 2 * CACHE_BYTES * context * self._layers() * self._size("key_value")
+        cache = CACHE_BYTES * self._cached(context)
         return cast("Numbers", self.weight_bytes(dtype_bytes) + cache)
 
     def flops(self, context: int) -> "Numbers":
@@ -102,8 +105,7 @@ class Shapes:
 
     def decode_bytes(self, dtype_bytes: float, context: int) -> "Numbers":
         """Return the bytes read to make one token: what decoding is bound by. An embedding row counts as nothing."""
-        read = self.flops(0) / 2 * dtype_bytes
-        total: Numbers = read + 2 * CACHE_BYTES * context * self._layers() * self._size("key_value")
+        total: Numbers = self.flops(0) / 2 * dtype_bytes + CACHE_BYTES * self._cached(context)
         return total
 
     def reads(self, context: int) -> dict[str, "Numbers"]:
@@ -128,8 +130,13 @@ class Shapes:
             "attention": attention,
             "mlp": everything - attention - outside,
             "outside": outside,
-            "cache": 2.0 * context * layers * self._size("key_value"),
+            "cache": self._cached(context),
         }
+
+    def _cached(self, context: int) -> "Numbers":
+        """Return how many keys and values are kept of one sequence; an encoder keeps none."""
+        tokens = 0.0 if option(self.model.family, "ENCODER") else float(context)
+        return cast("Numbers", 2 * tokens * self._layers() * self._size("key_value"))
 
     def _sum(self, factor: Any) -> "Numbers":
         settings = {**self.model.family.DEFAULTS, **self.model.config}
@@ -171,6 +178,20 @@ class Shapes:
             good &= self._number("hidden") == heads * model.head_dim
         if option(model.family, "HEADS_DIVIDE_HIDDEN"):
             good &= self._number("hidden") % heads == 0
+        if option(model.family, "refusal") is not OPTIONAL["refusal"]:
+            good &= self._accepted(good)
+        return good
+
+    def _accepted(self, among: "Numbers") -> "Numbers":
+        """Whether the family itself accepts the hidden size and the heads."""
+        import numpy as np
+
+        sizes = [self._number(axis) for axis in DECISIVE]
+        rows, place = np.unique(np.stack(sizes, 1)[among], axis=0, return_inverse=True)
+        lengths = [dict(zip(DECISIVE, map(int, row), strict=True)) for row in rows]
+        accepted = np.array([shaped(self.model, each).refusal is None for each in lengths], dtype=bool)
+        good: Numbers = among.copy()
+        good[among] = accepted[place.ravel()]
         return good
 
     def _keep(self, chosen: "Numbers") -> None:
