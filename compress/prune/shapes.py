@@ -32,6 +32,10 @@ LARGEST_ALIGNMENT = 256
 DECISIVE: tuple[Unit, ...] = ("hidden", "kv_groups", "heads")
 """What a family's own refusal may depend on."""
 
+AT_ONCE: tuple[Unit, ...] = ("hidden", "expert_ffn")
+EXPERTS_MULTIPLE = 8
+"""transformers multiplies all experts at once in a kernel whose rows must be multiples of 16 bytes."""
+
 CACHE_BYTES = 2
 """Bytes of a number in the KV cache."""
 
@@ -178,6 +182,10 @@ class Shapes:
             good &= self._number("hidden") == heads * model.head_dim
         if option(model.family, "HEADS_DIVIDE_HIDDEN"):
             good &= self._number("hidden") % heads == 0
+        if model.num_experts:
+            for axis in AT_ONCE:
+                sizes = self._number(axis)
+                good &= (sizes % EXPERTS_MULTIPLE == 0) | (sizes == length(model, axis))
         if option(model.family, "refusal") is not OPTIONAL["refusal"]:
             good &= self._accepted(good)
         return good
@@ -226,8 +234,9 @@ def default_alignment(axis: Unit, length: int, model: Layout | None = None) -> i
     """Return what sizes are multiples of unless the user says.
 
     Hidden, FFN and expert sizes: the largest power of two up to 256 that is at most an eighth of the parent's size,
-    so kernels stay fast on large models and small ones still have a choice; a hidden size that is made of heads goes
-    in whole heads. KV groups: 2 where there are 8 or more, so that the heads still divide over two devices.
+    so kernels stay fast on large models and small ones still have a choice; where there are experts at least 8; a
+    hidden size that is made of heads goes in whole heads. KV groups: 2 where there are 8 or more, so that the heads
+    still divide over two devices.
     """
     if axis == "kv_groups":
         return 2 if length >= 8 and length % 2 == 0 else 1
@@ -237,4 +246,6 @@ def default_alignment(axis: Unit, length: int, model: Layout | None = None) -> i
         return max(1, length // 16)
     if axis == "hidden" and model is not None and model.heads_fill_hidden:
         return model.head_dim * default_alignment("kv_groups", model.num_kv_heads)
-    return min(LARGEST_ALIGNMENT, 1 << max(0, (length // 8).bit_length() - 1))
+    power = 1 << max(0, (length // 8).bit_length() - 1)
+    has_experts = axis == "expert_ffn" or (axis == "hidden" and model is not None and model.num_experts > 0)
+    return min(LARGEST_ALIGNMENT, max(power, EXPERTS_MULTIPLE) if has_experts else power)

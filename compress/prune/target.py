@@ -10,7 +10,16 @@ from compress.errors import InputError
 from compress.models.layout import Layout
 from compress.plugins import StepConfig
 from compress.prune.interface import Unit
-from compress.prune.shapes import KEYS, Shapes, default_alignment, length, shaped, sizes_along
+from compress.prune.shapes import (
+    AT_ONCE,
+    EXPERTS_MULTIPLE,
+    KEYS,
+    Shapes,
+    default_alignment,
+    length,
+    shaped,
+    sizes_along,
+)
 from compress.quantities import Count, format_count, parse_count
 
 if TYPE_CHECKING:
@@ -266,6 +275,12 @@ def explicit_shape(model: Layout, sizes: Mapping[Unit, int]) -> Layout:
     shape = shaped(model, lengths)
     if shape.refusal is not None:
         raise InputError(f"target: {shape.refusal}")
+    for axis in AT_ONCE if model.num_experts else ():
+        if (size := length(shape, axis)) % EXPERTS_MULTIPLE and size != length(model, axis):
+            raise InputError(
+                f"target {KEYS[axis]}: {size} is no multiple of {EXPERTS_MULTIPLE}, which transformers needs to "
+                "multiply all experts at once"
+            )
     return shape
 
 

@@ -16,7 +16,7 @@ from tests.models.tiny import DECODERS, ENCODERS, FAMILIES, VARIANTS, tiny_confi
 variants = pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=variant_name)
 SIZES = {
     "layers": (1, 3, 4), "hidden": (16, 32, 40, 48, 56, 64), "ffn": (40, 101, 192), "kv_groups": (1, 2, 3, 4, 6, 8),
-    "heads": (1, 2), "experts": (1, 2, 4, 6), "expert_ffn": (20, 48),
+    "heads": (1, 2), "experts": (1, 2, 4, 6), "expert_ffn": (24, 48),
 }  # fmt: skip
 
 
@@ -56,6 +56,13 @@ def test_shapes_are_all_that_transformers_accepts(family, changes):
     shapes = Shapes(model, sizes)
     assert [shapes.lengths(i) for i in range(len(shapes))] == expected
     assert 0 < len(expected) <= len(grid)
+
+
+def test_experts_shrink_to_sizes_that_can_be_multiplied_at_once():
+    model = layout(tiny_config("qwen3_moe"))
+    shapes = Shapes(model, {"expert_ffn": [20, 24, 48], "hidden": [36, 40, 64]})
+    found = {(shapes.lengths(i)["expert_ffn"], shapes.lengths(i)["hidden"]) for i in range(len(shapes))}
+    assert found == {(24, 40), (24, 64), (48, 40), (48, 64)}
 
 
 def live(model, dtype=torch.float32):

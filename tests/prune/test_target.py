@@ -186,6 +186,15 @@ def test_explicit_query_heads_are_counted_in_the_whole_layer():
         explicit_shape(model, {"experts": 2})
 
 
+def test_experts_of_a_size_that_transformers_cannot_multiply_at_once_are_refused():
+    model = layout(tiny_config("qwen3_moe"))
+    with pytest.raises(InputError, match="moe_intermediate_size: 30 is no multiple of 8"):
+        explicit_shape(model, {"expert_ffn": 30})
+    with pytest.raises(InputError, match="hidden_size: 60 is no multiple of 8"):
+        explicit_shape(model, {"hidden": 60})
+    assert explicit_shape(model, {"expert_ffn": 24, "hidden": 40}).refusal is None
+
+
 def test_where_every_head_has_its_own_keys_they_go_with_it():
     shape = explicit_shape(layout(tiny_config("gpt2")), {"heads": 6, "hidden": 48})
     assert (shape.num_heads, shape.num_kv_heads, shape.hidden) == (6, 6, 48)
