@@ -208,6 +208,23 @@ def fused_experts(state: Weights) -> Weights:
     return live | {name.removesuffix(".weight"): torch.stack(parts) for name, parts in stacks.items()}
 
 
+def separate_experts(live: Weights) -> Weights:
+    """Return the tensors of a live layer, its experts one by one as they are stored: `fused_experts` undone."""
+    state: Weights = {}
+    for name, tensor in live.items():
+        before, found, leaf = name.rpartition("experts.")
+        if not found:
+            state[name] = tensor
+            continue
+        for number, part in enumerate(tensor):
+            expert = f"{before}experts.{number}."
+            if leaf == "gate_up_proj":
+                state[f"{expert}gate_proj.weight"], state[f"{expert}up_proj.weight"] = part.chunk(2)
+            else:
+                state[f"{expert}{leaf}.weight"] = part
+    return state
+
+
 def unload(layer: nn.Module) -> None:
     """Let go of a layer's weights; it keeps their shapes."""
     for module in layer.modules():

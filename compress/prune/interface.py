@@ -35,8 +35,26 @@ class Importance(Protocol):
         """Return the scores of all units the model has and the metric knows. Called in inference mode.
 
         A metric that scores layers may also have ``keep(scores, count) -> list[int]``, which layers stay when `count`
-        do; without it, those with the highest scores stay.
+        do; without it, those with the highest scores stay. ``TOKENS``: at most so many tokens are read.
+        ``NEEDS_GRADIENT = True``: it is called outside inference mode. ``passes(num_layers) -> float``: as how many
+        forward passes it takes, where that is not one.
         """
+
+
+def needs_gradient(metric: Importance) -> bool:
+    """Whether a metric differentiates."""
+    return bool(getattr(metric, "NEEDS_GRADIENT", False))
+
+
+def passes_taken(metric: Importance, num_layers: int) -> float:
+    """Return as how many forward passes over the text a metric takes."""
+    passes = getattr(metric, "passes", None)
+    return float(passes(num_layers)) if passes else 1.0
+
+
+def tokens_read(metric: Importance, asked: int) -> int:
+    """Return how many of the tokens asked for a metric reads."""
+    return min(asked, int(getattr(metric, "TOKENS", asked)))
 
 
 def importance(name: str, units: Iterable[Unit]) -> Importance:

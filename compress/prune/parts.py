@@ -29,12 +29,16 @@ def empty_scores(layout: Layout) -> dict[Unit, Tensor]:
 
 
 def unit_sums(layout: Layout, name: str, values: Tensor) -> Iterator[tuple[Unit, Index, Tensor]]:
-    """Yield unit, which part of its scores, and the sum of `values` (shaped like the stored tensor) for each unit."""
+    """Yield unit, which part of its scores, and the sum of `values` for each unit, fp64.
+
+    values: shaped like the stored tensor; they are summed in fp64 whatever they are.
+    """
     layer, expert = layout.layer_of(name), layout.expert_of(name)
     if layer is not None:
-        yield "layers", layer, values.sum()
+        yield "layers", layer, values.sum(dtype=torch.float64)
     for number, dim in enumerate(layout.tensors[name]):
-        along = values.movedim(number, 0).flatten(1).sum(1) if values.dim() > 1 else values
+        others = [other for other in range(values.dim()) if other != number]
+        along = values.sum(others, dtype=torch.float64) if others else values.double()
         start = 0
         for axis in dim if isinstance(dim, tuple) else (dim,):
             stop = start + layout.size(axis)

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from compress.models.layout import layout
 from compress.plugins import Context
-from compress.prune.interface import importance
+from compress.prune.interface import importance, needs_gradient, passes_taken, tokens_read
 from compress.prune.planning import calibrated_work
 from compress.prune.settings import SCORES, ScoreSettings
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf",)
 PRODUCES = "scores"
 INTERNAL = True
@@ -23,8 +23,11 @@ def predict(spec: ModelSpec, config: Config) -> None:
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
-    """Return the work of one forward pass over the calibration data."""
-    work = calibrated_work(spec, spec, config.tokens, 1.0, streamed=config.memory != "ram")
+    """Return the work of the metric's passes over the calibration data."""
+    metric = importance(config.importance, ())
+    passes = passes_taken(metric, layout(spec.config).num_layers)
+    tokens = tokens_read(metric, config.tokens)
+    work = calibrated_work(spec, spec, tokens, passes, streamed=config.memory != "ram")
     return work.model_copy(update={"disk_bytes": 0})
 
 
@@ -38,9 +41,11 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
 
     assert parent.spec is not None
     before = layout(parent.spec.config)
-    with torch.inference_mode(config.importance != "gradient"):
-        calibration = open_calibration(parent.path, before, config.tokens, config.memory, context)
-        scores = importance(config.importance, ()).score(calibration)
+    metric = importance(config.importance, ())
+    tokens = tokens_read(metric, config.tokens)
+    with torch.inference_mode(not needs_gradient(metric)):
+        calibration = open_calibration(parent.path, before, tokens, config.memory, context)
+        scores = metric.score(calibration)
     for unit, values in scores.items():
         if bool(values.isnan().any()):
             raise StepFailed(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compress.models.checkpoint import load_model
-from compress.models.layerwise import LayerwiseModel
+from compress.models.layerwise import LayerwiseModel, fused_experts, separate_experts
 from compress.models.layout import layout
 from compress.models.spec import read_spec
 from tests.models.tiny import FAMILIES, VARIANTS, token_ids, variant_name, write_tiny
@@ -94,6 +94,15 @@ def test_a_layer_can_be_given_other_weights(family, tmp_path):
     assert list(weights) == [name for name in two.layout.tensors if two.layout.layer_of(name) == 2]
     one.assign(2, weights)
     assert torch.equal(logits(one, LONG)[0], expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe"])
+def test_fused_experts_can_be_taken_apart_again(family, tmp_path):
+    model = opened(write_tiny(tmp_path / "model", family), resident=True)
+    stored = model.weights(1)
+    state = {name.removeprefix(model.layout.layers[1] + "."): weight for name, weight in stored.items()}
+    again = separate_experts(fused_experts(state))
+    assert again.keys() == state.keys() and all(torch.equal(again[name], state[name]) for name in state)
 
 
 def test_nothing_asks_for_gradients_and_no_layer_drops_anything(tmp_path):

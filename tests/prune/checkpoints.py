@@ -12,6 +12,7 @@ from compress.models.layerwise import LayerwiseModel
 from compress.models.layout import layout
 from compress.models.spec import read_spec
 from compress.prune.calibration import Calibration
+from compress.prune.interface import importance, needs_gradient
 from compress.prune.scratch import Scratch
 from compress.records import Artifact
 from tests.fakes import FakeContext
@@ -78,3 +79,10 @@ def observed(folder: Path, *, resident: bool = True, rows: int = 2, seed: int = 
         Scratch(None if resident else scratch),
         seed,
     )
+
+
+def scored(name: str, calibration: Calibration) -> dict[str, torch.Tensor]:
+    """A metric's scores, in the mode in which `prune.scores` calls it."""
+    metric = importance(name, [])
+    with torch.inference_mode(not needs_gradient(metric)):
+        return metric.score(calibration)

@@ -2,30 +2,26 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from compress import plugins
 from compress.errors import InputError
+from compress.models.layerwise import LayerwiseModel
 from compress.models.layout import layout
 from compress.models.spec import read_spec
-from compress.prune.importance import contiguous_block
+from compress.prune import scores as score_step
+from compress.prune.backward import LossGradient
+from compress.prune.importance import contiguous_block, iterative_loss
 from compress.prune.interface import importance
+from compress.prune.settings import SCORES, ScoreSettings
+from tests.fakes import FakeContext
 from tests.models.tiny import FAMILIES, write_tiny
-from tests.prune.checkpoints import observed, tiny_parent
+from tests.prune.checkpoints import calibration, observed, parent_of, scored, tiny_parent
 
 METRICS = plugins.available("prune.importance")
 metrics = pytest.mark.parametrize("name", METRICS)
 ARCHITECTURES = ["llama", "gpt2", "gemma2", "qwen3_moe"]
 """Grouped and gated; fused and biased; norms behind the maps; experts."""
-
-
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.inference_mode():
-        yield
-
-
-def score(name, calibration):
-    return importance(name, []).score(calibration)
 
 
 def sizes(model):
@@ -46,7 +42,7 @@ def sizes(model):
 @metrics
 def test_every_unit_that_the_metric_knows_and_the_model_has_gets_a_score(name, family, tmp_path):
     folder = write_tiny(tmp_path / "model", family)
-    scores = score(name, observed(folder))
+    scores = scored(name, observed(folder))
     expected = {unit: s for unit, s in sizes(layout(read_spec(folder).config)).items() if unit in units(name)}
     if name == "contiguous_block":
         expected["layers"] *= 2
@@ -77,21 +73,76 @@ def possible(name, unit, values):
 @metrics
 def test_streaming_changes_no_bit_and_batching_only_rounding(name, family, tmp_path):
     folder = tiny_parent(tmp_path / "model", family).path
-    resident = score(name, observed(folder))
-    streamed, again = score(name, observed(folder, resident=False)), score(name, observed(folder))
+    resident = scored(name, observed(folder))
+    streamed, again = scored(name, observed(folder, resident=False)), scored(name, observed(folder))
     for unit, values in resident.items():
         assert torch.equal(values, streamed[unit]) and torch.equal(values, again[unit])
     for rows in (1, 3):
-        for unit, values in score(name, observed(folder, rows=rows)).items():
+        for unit, values in scored(name, observed(folder, rows=rows)).items():
             torch.testing.assert_close(values, resident[unit], rtol=1e-4, atol=1e-9)
 
 
 def test_chance_follows_the_seed_and_nothing_else_does(tmp_path):
     folder = write_tiny(tmp_path / "model", "llama")
     for name in METRICS:
-        one, other = (score(name, observed(folder, seed=seed)) for seed in (1, 2))
+        one, other = (scored(name, observed(folder, seed=seed)) for seed in (1, 2))
         same = all(torch.equal(one[unit], other[unit]) for unit in one)
         assert same == (name != "random")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_backward_needs_the_weights_and_gradients_of_one_layer(family, tmp_path):
+    text = observed(write_tiny(tmp_path / "model", family), resident=False)
+    model, where = text.model.model, text.layout
+    inside = sum(p.numel() for p in model.get_submodule(where.layers[0]).parameters())
+    outside = where.num_parameters - 4 * inside
+    parts = []
+
+    def receive(name, weight, gradient):
+        parts.append(name)
+        living = sum(p.numel() for p in model.parameters() if not p.is_meta)
+        assert weight.shape == gradient.shape == where.shapes()[name]
+        assert living == outside + (0 if where.layer_of(name) is None else inside)
+
+    LossGradient(text, receive).run()
+    assert set(parts) == set(where.tensors)
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+
+
+def test_no_more_text_is_read_than_a_metric_asks_for(tmp_path, monkeypatch):
+    parent = parent_of(write_tiny(tmp_path / "model", "llama"))
+    inputs = {"calibration": calibration(tmp_path / "data")}
+    monkeypatch.setattr(iterative_loss, "TOKENS", 40)
+    for name, tokens in (("iterative_loss", 32), ("block_influence", 96)):
+        config = ScoreSettings(importance=name)
+        outcome = score_step.run(parent, config, FakeContext(tmp_path / name, inputs=inputs))
+        assert outcome.facts == {"tokens": tokens}
+
+
+@metrics
+def test_the_estimate_counts_the_layers_that_run(name, tmp_path, monkeypatch):
+    parent = parent_of(write_tiny(tmp_path / "model", "llama"))
+    text, runs = observed(parent.path), []
+    original = LayerwiseModel.run
+    monkeypatch.setattr(LayerwiseModel, "run", lambda self, n, x: runs.append(n) or original(self, n, x))
+    scored(name, text)
+    passes = len(runs) / (4 * len(text.batches)) + (2 if name == "gradient" else 0)  # backward is two
+    work = score_step.estimate(parent.spec, ScoreSettings(importance=name, tokens=text.num_tokens), {})
+    expected = 2 * parent.spec.num_parameters * text.num_tokens * passes
+    rel = 0.3 if name == "iterative_loss" else 1e-9  # depends on which layers go
+    assert work.flops == pytest.approx(expected, rel=rel)
+
+
+@metrics
+def test_the_step_writes_what_the_metric_says(name, tmp_path):
+    parent = parent_of(write_tiny(tmp_path / "model", "llama"))
+    inputs = {"calibration": calibration(tmp_path / "data")}
+    for memory in ("ram", "stream"):
+        context = FakeContext(tmp_path / memory, inputs=inputs, seed=3)
+        score_step.run(parent, ScoreSettings(importance=name, memory=memory), context)
+    one, other = (load_file(tmp_path / memory / SCORES) for memory in ("ram", "stream"))
+    assert one.keys() == other.keys() and set(one) <= set(units(name))
+    assert all(torch.equal(one[unit], other[unit]) for unit in one)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

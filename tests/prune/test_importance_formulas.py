@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from compress.models.checkpoint import load_model
+from compress.prune import backward
 from compress.prune.importance import compensated
-from compress.prune.interface import importance
 from tests.models.tiny import token_ids
-from tests.prune.checkpoints import observed, tiny_parent
+from tests.prune.checkpoints import observed, scored, tiny_parent
 
 SMALL = {"hidden_size": 32, "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
 IDS = token_ids(4, 12, seed=5)
@@ -32,8 +32,7 @@ def moe(tmp_path_factory):
 
 
 def scores(name, folder):
-    with torch.inference_mode():
-        return importance(name, []).score(observed(folder))
+    return scored(name, observed(folder))
 
 
 class Watched:
@@ -239,6 +238,76 @@ def test_iterative_loss_removes_the_layer_whose_absence_changes_predictions_leas
         highest = max(highest, hurts[gone])
         assert float(found[gone]) == pytest.approx(highest, rel=1e-6)
     assert found[left[0]] == torch.inf
+
+
+def loss_changes(model, ids):
+    """``w · ∂L/∂w`` of every parameter of a whole model, by its live name."""
+    logits = model.requires_grad_(True)(ids).logits[:, :-1]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    return {name: (p * p.grad).detach() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradient_is_the_first_order_change_of_the_loss(tied, tmp_path):
+    changes = {"tie_word_embeddings": tied, "attention_bias": True, "mlp_bias": True}
+    folder = tiny_parent(tmp_path / "model", "llama", **SMALL, **changes).path
+    change, found = loss_changes(load_model(folder), IDS), scores("gradient", folder)
+    assert set(found) == {"layers", "hidden", "ffn", "kv_groups", "heads"}
+    hidden = torch.zeros(32, dtype=torch.float64)
+    for name, values in change.items():
+        if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias", "gate_proj.bias", "up_proj.bias")):
+            continue
+        writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+        hidden += values.sum(1) if writes else values.reshape(-1, 32).sum(0)
+    torch.testing.assert_close(found["hidden"], hidden.abs(), **CLOSE)
+    for layer in range(4):
+        own = {n.split(".", 3)[3]: v for n, v in change.items() if n.startswith(f"model.layers.{layer}.")}
+        assert float(found["layers"][layer]) == pytest.approx(abs(sum(float(v.sum()) for v in own.values())))
+        ffn = own["mlp.down_proj.weight"].sum(0)
+        for name in ("gate_proj", "up_proj"):
+            ffn = ffn + own[f"mlp.{name}.weight"].sum(1) + own[f"mlp.{name}.bias"]
+        torch.testing.assert_close(found["ffn"][layer], ffn.abs(), **CLOSE)
+        query = own["self_attn.q_proj.weight"].sum(1) + own["self_attn.q_proj.bias"]
+        query = query + own["self_attn.o_proj.weight"].sum(0)
+        heads = query.view(2, 2, 8).sum(-1)
+        torch.testing.assert_close(found["heads"][layer], heads.abs(), **CLOSE)
+        shared = sum(
+            own[f"self_attn.{name}.weight"].sum(1) + own[f"self_attn.{name}.bias"]
+            for name in ("k_proj", "v_proj")
+        )
+        groups = heads.sum(-1) + shared.view(2, 8).sum(-1)
+        torch.testing.assert_close(found["kv_groups"][layer], groups.abs(), **CLOSE)
+
+
+def test_gradient_of_experts_is_taken_expert_by_expert(moe):
+    model = load_model(moe)
+    model.set_experts_implementation("eager")
+    change, found = loss_changes(model, IDS), scores("gradient", moe)
+    for layer in range(4):
+        block = f"model.layers.{layer}.mlp"
+        neurons = change[f"{block}.experts.down_proj"].sum(1)
+        neurons = neurons + change[f"{block}.experts.gate_up_proj"].sum(2).view(6, 2, 20).sum(1)
+        torch.testing.assert_close(found["expert_ffn"][layer], neurons.abs(), **CLOSE)
+        experts = neurons.sum(1) + change[f"{block}.gate.weight"].sum(1)
+        torch.testing.assert_close(found["experts"][layer], experts.abs(), **CLOSE)
+
+
+def test_the_gradient_of_an_encoder_is_that_of_giving_back_what_it_sees(tmp_path):
+    folder = tiny_parent(tmp_path / "model", "bert").path
+    model = load_model(folder).requires_grad_(True)
+    logits = model(IDS).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS.flatten()).backward()
+    found = scores("gradient", folder)
+    for number, layer in enumerate(model.bert.encoder.layer):
+        expected = abs(sum(float((p.detach() * p.grad).sum()) for p in layer.parameters()))
+        assert float(found["layers"][number]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_long_vocabularies_are_differentiated_a_chunk_at_a_time(llama, monkeypatch):
+    whole = scores("gradient", llama)
+    monkeypatch.setattr(backward, "CHUNK_ELEMENTS", 2 * 259 * 5)
+    for unit, values in scores("gradient", llama).items():
+        torch.testing.assert_close(values, whole[unit], **CLOSE)
 
 
 def test_weight_is_the_norm_of_all_that_belongs_to_a_unit(tmp_path):

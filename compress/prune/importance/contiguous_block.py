@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 UNITS: tuple[Unit, ...] = ("layers",)
 
+TOKENS = 16_384
+"""The states before every layer are kept: 4 GB of an 8B model's for so many."""
+
 
 def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
     """Return ``[L, L]``: entry ``[i, n - 1]`` is the mean angle, as a share of π, over a block of n layers from i.

@@ -5,7 +5,7 @@ layer that is left, only what follows it. Found the best set of layers in trials
 once did not (compare Kim et al., "Shortened LLaMA", arXiv 2402.02834, which scores once by perplexity).
 
 A layer's score is the divergence at the moment it went, as a running maximum, so that layers removed later score
-higher; ``TOKENS`` of the text are enough to rank, since every round reads them again.
+higher; ``TOKENS`` of the text are enough to rank: every round reads them again.
 """
 
 from typing import TYPE_CHECKING
@@ -22,13 +22,19 @@ UNITS: tuple[Unit, ...] = ("layers",)
 TOKENS = 8192
 
 
+def passes(num_layers: int) -> float:
+    """A round runs, for each of n layers left, what follows it: n(n-1)/2 layers; and what follows the one that went."""
+    rounds = range(2, num_layers + 1)
+    return 2 + sum(n * (n - 1) / 2 + n / 2 for n in rounds) / num_layers
+
+
 def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
     """Return ``[L]``; the last layer that is left scores infinity."""
     import torch
 
     from compress.prune.removal import LayerRemoval
 
-    removal = LayerRemoval(calibration, TOKENS)
+    removal = LayerRemoval(calibration)
     scores = torch.full((calibration.layout.num_layers,), torch.inf, dtype=torch.float64)
     highest = 0.0
     for position in range(calibration.layout.num_layers - 1):

@@ -19,6 +19,11 @@ UNITS: tuple[Unit, ...] = ("layers", "hidden", "ffn", "kv_groups", "heads", "exp
 GROUP_AXES: tuple[Axis, ...] = ("query", "key_value", "heads_qkv")
 
 
+def passes(num_layers: int) -> float:
+    """No text is read."""
+    return 0.0
+
+
 def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
     """Return the L2 norm of every unit's weights. Reads the checkpoint and no text."""
     import torch
@@ -29,6 +34,7 @@ def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
     energies = empty_scores(layout)
     for name in layout.tensors:
         weight = model.stored[name]
-        for unit, index, energy in unit_sums(layout, name, weight.float().double().square()):
+        squares = weight.to(torch.promote_types(weight.dtype, torch.float32)).square()
+        for unit, index, energy in unit_sums(layout, name, squares):
             energies[unit][index] += energy
     return {unit: torch.sqrt(energy) for unit, energy in energies.items()}
