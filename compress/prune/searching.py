@@ -154,16 +154,18 @@ class Search:
         return corrected
 
     def _pick(self, allowed: "Numbers") -> int | None:
-        """Return the most promising shape not yet measured, ``None`` when there is no other.
+        """Return the most promising shape not yet measured, ``None`` when there is no other worth it.
 
-        Of the first half, one that is apart from all that were. With `slack`, every other one is the cheapest that
-        may still be good enough.
+        One that keeps no more than a measured shape along any axis can only be cheaper. Of the first half, one that is
+        apart from all that were. With `slack`, every other one is the cheapest that may still be good enough.
         """
         foretold, taken = self._foretold(), [candidate.index for candidate in self._candidates]
-        left: Numbers = allowed.copy()
+        shares, left = self._shapes.fractions(), allowed.copy()
         left[taken] = False
+        if not self._config.slack:
+            for index in taken:
+                left &= (shares > shares[:, [index]]).any(0)
         if len(taken) <= self._config.candidates / 2:
-            shares = self._shapes.fractions()
             distances: Numbers = np.min(
                 [np.abs(shares - shares[:, [index]]).max(0) for index in taken], axis=0
             )

@@ -173,6 +173,16 @@ def test_the_best_measured_candidate_is_pruned_and_the_even_shape_is_among_them(
     assert len({json.dumps(each["sizes"]) for each in found["candidates"]}) == 4
 
 
+def test_no_candidate_keeps_less_of_everything_than_one_before_it(tmp_path):
+    parent = tiny_parent(tmp_path / "parent", "llama")
+    outcome, _ = searched(parent, tmp_path / "out", target={"params": "60%"}, candidates=6)
+    sizes = [list(each["sizes"].values()) for each in outcome.facts["search"]["candidates"]]
+    assert len(sizes) > 3
+    for number, later in enumerate(sizes):
+        for earlier in sizes[:number]:
+            assert any(a > b for a, b in zip(later, earlier, strict=True)), "it can only be worse"
+
+
 def test_a_search_again_submits_the_same_work(tmp_path):
     parent = tiny_parent(tmp_path / "parent", "llama")
     settings = {"target": {"params": "70%"}, "candidates": 3, "axes": ("layers", "ffn")}
