@@ -6,10 +6,11 @@ from pathlib import Path
 
 from compress.errors import InputError
 from compress.models.layout import Config
+from compress.models.pruning_map import PRUNING_MAP
 from compress.models.shards import INDEX
 from compress.models.spec import TOKENIZER_FILES, read_config
 
-FILES = ("*.safetensors", INDEX, "config.json", "generation_config.json", *TOKENIZER_FILES)
+FILES = ("*.safetensors", INDEX, "config.json", "generation_config.json", PRUNING_MAP, *TOKENIZER_FILES)
 
 
 def fetch(id: str, revision: str) -> tuple[Path, str]:

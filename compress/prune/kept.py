@@ -1,7 +1,6 @@
 """Which units of a model stay, and which places of every tensor belong to them."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.models import pruning_map
 from compress.models.family import Axis, Dim
 from compress.models.layout import Layout
+from compress.models.pruning_map import Part
 from compress.prune.interface import Unit
-
-PRUNING_MAP = "pruning_map.json"
+from compress.prune.shapes import length
 
 
 @dataclass(frozen=True)
@@ -78,22 +78,32 @@ def top(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values
 
 
-def write_map(folder: Path, kept: Kept, scores: dict[Unit, Tensor], num_layers: int) -> None:
-    """Write which units of the parent stayed, and what every unit scored.
+def write_map(parent: Path, folder: Path, kept: Kept, scores: Mapping[Unit, Tensor], before: Layout) -> None:
+    """Write which units stayed, by the numbering of the first ancestor, and what every unit of the parent scored.
 
-    A kind that stayed whole is left out, so a model that lost nothing has an empty map.
+    before: the parent's layout. A kind that stayed whole is left out.
     """
-    units: dict[Unit, Tensor] = dict(kept.units)
-    if len(kept.layers) < num_layers:
-        units["layers"] = torch.tensor(kept.layers)
-    content = {
-        unit: {
-            "kept": indices.tolist(),
-            "scores": _rounded(scores[unit].tolist()) if unit in scores else None,
-        }
-        for unit, indices in units.items()
-    }
-    (folder / PRUNING_MAP).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    parts: dict[str, Part] = {}
+    for unit, indices in kept.units.items():
+        parts[unit] = _part(_of_what_stays(unit, indices, kept), length(before, unit), scores.get(unit))
+    if len(kept.layers) < before.num_layers:
+        parts["layers"] = _part(torch.tensor(kept.layers), before.num_layers, scores.get("layers"))
+    pruning_map.write_map(parent, folder, kept.layers, parts)
+
+
+def _of_what_stays(unit: Unit, indices: Tensor, kept: Kept) -> Tensor:
+    """Return the entries of the layers, and of the experts, that stay."""
+    if unit == "hidden":
+        return indices
+    indices = indices[list(kept.layers)]
+    if unit == "expert_ffn" and "experts" in kept.units:
+        experts_LE = kept.units["experts"][list(kept.layers)]
+        indices = indices.take_along_dim(experts_LE[..., None], dim=1)
+    return indices
+
+
+def _part(kept: Tensor, of: int, scores: Tensor | None) -> Part:
+    return Part(kept.tolist(), of, None if scores is None else _rounded(scores.tolist()))
 
 
 def _rounded(values: Any) -> Any:

@@ -49,7 +49,7 @@ def prune_to(
     if settings.compensate and is_smaller:
         refitted = _compensate(parent, before, after, kept, settings, context)
     write_pruned(parent.path, context.folder, before, after, kept, refitted.get)
-    write_map(context.folder, kept, dict(scores), before.num_layers)
+    write_map(parent.path, context.folder, kept, scores, before)
     axes: tuple[Unit, ...] = ("layers", *before.width_axes)
     facts: dict[str, JsonValue] = {
         KEYS[axis]: length(after, axis) if axis != "heads" else after.num_heads for axis in axes

@@ -15,6 +15,7 @@ from compress.data.tokens import PackedTokens
 from compress.errors import InputError, StepFailed
 from compress.models import tokenizer_json
 from compress.models.layout import Layout
+from compress.models.pruning_map import copy_map
 from compress.models.shards import INDEX, Shards, read_shards, write_shards
 from compress.models.spec import check_tokenizer, copy_tokenizer
 from compress.models.special_ids import named_tokens, renumbered, renumbered_tokenizer, special_ids
@@ -81,6 +82,7 @@ def copy_unchanged(source: Path, target: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     copy_tokenizer(source, target)
+    copy_map(source, target)
 
 
 def write_without_dropped(
@@ -100,6 +102,7 @@ def write_without_dropped(
             _write(context.folder / name, renumbered(settings, new_ids))
     _write_tokenizer(source, context.folder, new_ids)
     write_kept(source, context.folder, kept)
+    copy_map(source, context.folder)
     if old := sorted({file.name for pattern in OLD_FORMS for file in source.glob(pattern)}):
         context.warn(f"{', '.join(old)} left out: the new vocabulary is in {tokenizer_json.FILE} alone")
     if mapped_ids(context.folder, source) != list(kept):

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from compress.models.pruning_map import copy_map
 from compress.models.shards import Shards, read_shards, write_shards
 from compress.models.spec import copy_tokenizer
 from compress.plugins import Context
@@ -59,9 +60,10 @@ def aligned(tensors: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
 
 
 def copy_surroundings(source: Path, folder: Path, config: dict[str, JsonValue]) -> None:
-    """Write the configuration and copy what a quantized model inherits: tokenizer and generation settings."""
+    """Write the configuration and copy what a quantized model inherits: tokenizer, generation settings, pruning map."""
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     copy_tokenizer(source, folder)
+    copy_map(source, folder)
     if (source / GENERATION).is_file():
         shutil.copyfile(source / GENERATION, folder / GENERATION)
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from compress.data.tokens import PackedTokens
 from compress.models.checkpoint import DTYPES, load_model, save_model
+from compress.models.pruning_map import copy_map
 from compress.models.spec import read_spec, stored_dtype
 from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome
@@ -27,6 +28,7 @@ def train_student(
     facts = fit(objective(student), student, data, settings, context)
     _store_like(read_spec(parent.path), student.to("cpu"))
     save_model(student, context.folder, like=parent.path)
+    copy_map(parent.path, context.folder)
     return Outcome(spec=read_spec(context.folder), facts=facts)
 
 

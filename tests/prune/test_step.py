@@ -172,8 +172,8 @@ def test_the_map_says_what_stayed_of_everything_that_shrank_and_what_it_scored(t
     outcome, _ = pruned("prune", parent, tmp_path / "pruned", target=target, **CHEAP)
     content = json.loads((tmp_path / "pruned/pruning_map.json").read_text())
     sizes = {
-        "layers": ([3], [4]), "hidden": ([40], [64]), "kv_groups": ([4, 3], [4, 4]),
-        "heads": ([4, 3, 1], [4, 4, 2]), "experts": ([4, 4], [4, 6]),
+        "layers": ([3], [4]), "hidden": ([40], [64]), "kv_groups": ([3, 3], [4, 4]),
+        "heads": ([3, 3, 1], [4, 4, 2]), "experts": ([3, 4], [4, 6]),
     }  # fmt: skip
     assert set(content) == set(sizes)
     for unit, (kept, scored) in sizes.items():
