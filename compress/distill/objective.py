@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from compress.distill.hidden import NOTHING, HiddenDistance, Matching
 from compress.errors import InputError
 from compress.train.head import hidden_states, next_tokens, plain_head, project, tiled_loss
 
@@ -18,12 +19,12 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 class Distillation(nn.Module):
-    """``(1 − w) · T² · D(teacher ‖ student) + w · CE``, summed over every token that has a next one.
+    """``(1 − w) · T² · D(teacher ‖ student) + w · CE + h · H``, summed over every token that has a next one.
 
     Distributions are compared over the ids both models have: vocabularies of one tokenizer differ only in
     padding. A student with a pruned vocabulary learns the teacher's distribution over its own tokens, normalized
     among them; the teacher reads the same tokens under its own ids. T² keeps the gradient's size independent of
-    the temperature (Hinton et al. 2015, §2.1).
+    the temperature (Hinton et al. 2015, §2.1). H compares hidden states (`compress.distill.hidden`).
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class Distillation(nn.Module):
         label_weight: float,
         num_ids: int,
         teacher_ids: Sequence[int] | None = None,
+        hidden_weight: float = 0.0,
+        matching: Matching = NOTHING,
     ) -> None:
         """`num_ids`: how many ids the student's tokenizer has.
 
-        `teacher_ids`: the teacher's id of each of the student's; without it they are the same. Raises `InputError`
-        when a model has too few.
+        `teacher_ids`: the teacher's id of each of the student's; without it they are the same. `matching`: which
+        hidden states belong together, none without it. Raises `InputError` when a model has too few ids.
         """
         super().__init__()
         heads = plain_head(student), plain_head(teacher)
@@ -66,11 +69,17 @@ class Distillation(nn.Module):
         self.register_buffer("teacher_bias", bias if bias is None else bias[rows].float(), persistent=False)
         self.register_buffer("teacher_ids", ids, persistent=False)
         self.divergence, self.temperature, self.label_weight = divergence, temperature, label_weight
+        assert not hidden_weight or matching.student_layers
+        self.hidden_weight = hidden_weight
+        self.distance = HiddenDistance(matching)
 
     def forward(self, ids_BT: Tensor) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
         targets_N = next_tokens(ids_BT)
-        teach = self._teacher_logits(ids_BT) if self.label_weight < 1 else None
+        teach = None
+        with self.distance.of_teacher(self.teacher) as theirs:
+            if self.label_weight < 1 or self.hidden_weight > 0:
+                teach = self._teacher_logits(ids_BT)
 
         def loss(logits_NV: Tensor, rows: slice) -> Tensor:
             loss_N = logits_NV.new_zeros(len(logits_NV))
@@ -78,15 +87,19 @@ class Distillation(nn.Module):
                 loss_N = self.label_weight * functional.cross_entropy(
                     logits_NV, targets_N[rows], reduction="none"
                 )
-            if teach is not None:
+            if teach is not None and self.label_weight < 1:
                 student_NV, teacher_NV = logits_NV[:, : self.vocabulary], teach(rows)
                 T = self.temperature
                 divergence_N = self.divergence(student_NV / T, teacher_NV.to(student_NV.dtype) / T)
                 loss_N = loss_N + (1 - self.label_weight) * T**2 * divergence_N
             return loss_N
 
-        hidden_ND = hidden_states(self.student, ids_BT)
-        return tiled_loss(hidden_ND, self.student.get_output_embeddings(), loss), len(targets_N)
+        with self.distance.of_student(self.student) as ours:
+            hidden_ND = hidden_states(self.student, ids_BT)
+        total = tiled_loss(hidden_ND, self.student.get_output_embeddings(), loss)
+        if self.hidden_weight > 0:
+            total = total + self.hidden_weight * self.distance(ours, theirs)
+        return total, len(targets_N)
 
     def _teacher_logits(self, ids_BT: Tensor) -> Callable[[slice], Tensor]:
         """Run the teacher's layers now; return its logits of a slice of tokens when asked."""

@@ -1,9 +1,9 @@
 """Distill: the student learns the teacher's distribution over the next token, and the text as far as asked.
 
-    L = (1 − w) · T² · D(teacher at T ‖ student at T) + w · CE(text)
+    L = (1 − w) · T² · D(teacher at T ‖ student at T) + w · CE(text) + h · H(teacher, student)
 
 The default, forward KL at T = 1 without labels, is what recovered pruned models best in Muralidharan et al.
-2024 (Minitron, arXiv:2407.14679).
+2024 (Minitron, arXiv:2407.14679). H, off by default, is the distance between hidden states.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,12 @@ class Config(TrainingSettings):
     temperature: float = Field(default=1.0, gt=0)
     """Both models' logits are divided by it; above 1 the unlikely tokens count more."""
     label_weight: float = Field(default=0.0, ge=0, le=1)
-    """The share w of the text's own next tokens in the loss; 1 is training without a teacher."""
+    """The share w of the text's own next tokens in the loss; 1 is training without the teacher's distribution."""
+    hidden_weight: float = Field(default=0.0, ge=0)
+    """The weight h of the mean squared distance between hidden states: after every layer of the student, to the
+    teacher's after the layer it stands for (the last one before the next that stayed), at the channels that stayed, as
+    a share of the teacher's mean square there. ``pruning_map.json`` says which, so no projection is learned: the
+    student must have been pruned from the teacher, or have its layers and channels."""
 
     @field_validator("divergence")
     @classmethod
@@ -66,14 +71,17 @@ def rehearse(config: Config) -> Config:
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     """Write the trained model, in the parent's dtypes.
 
-    Raises `InputError` for a teacher with another tokenizer, or too few ids for it.
+    Raises `InputError` for a teacher with another tokenizer, or too few ids for it, and where hidden states are to be
+    compared that do not belong together.
     """
+    from compress.distill.hidden import NOTHING, matching
     from compress.distill.objective import Distillation
     from compress.distill.teacher import load_teacher, shared_ids
     from compress.train.student import train_student
 
     folder = context.inputs["teacher"].path
     ids = shared_ids(parent.path, folder)
+    hidden = matching(parent.path, folder) if config.hidden_weight > 0 else NOTHING
     teacher = load_teacher(folder, config.precision)
     divergence = plugins.load(LOSSES, config.divergence).divergence
     return train_student(
@@ -88,5 +96,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
             config.label_weight,
             ids.num_ids,
             ids.of_teacher,
+            config.hidden_weight,
+            hidden,
         ),
     )
