@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compress.errors import InputError
-from compress.models.spec import copy_tokenizer
+from compress.models.spec import TOKENIZER_FILES, copy_tokenizer
 from compress.plugins import Context, StepConfig
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
@@ -41,7 +41,8 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
             f"the tokenizer in {tokenizer} has {num_ids} ids, the model's vocabulary only {vocabulary}"
         )
     for file in parent.path.iterdir():
-        if file.suffix in (".safetensors", ".json"):
+        is_tokenizer = any(file.match(pattern) for pattern in TOKENIZER_FILES)
+        if file.suffix in (".safetensors", ".json") and not is_tokenizer:  # a link written to changes the user's file
             _link(file, context.folder / file.name)
     copy_tokenizer(tokenizer, context.folder)
     return Outcome(spec=parent.spec)

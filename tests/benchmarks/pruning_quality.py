@@ -19,7 +19,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pruning import comparing, points, teachers
+from pruning import comparing, points, readme, teachers
 from pruning.points import Plan, Point
 from pruning.rivals import METHODS, OURS
 from pruning.teachers import TEACHERS
@@ -113,6 +113,8 @@ def _report(wanted: list[Point], plan: Plan, quick: bool) -> None:
     name = "pruning_quality_quick.json" if quick else "pruning_quality.json"
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / name).write_text(_json(facts, rows, compared), encoding="utf-8")
+    if not quick and set(names) == set(TEACHERS):
+        readme.write(HERE.parents[1] / "README.md", rows)
 
 
 def _versions() -> dict[str, str]:
