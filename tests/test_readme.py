@@ -109,3 +109,18 @@ def test_the_shipped_schema_is_the_current_one():
 
     shipped = json.loads((ROOT / "pipelines" / "pipeline.schema.json").read_text())
     assert shipped == compress.pipeline_schema(), "run: compress schema > pipelines/pipeline.schema.json"
+
+
+def test_the_benchmark_table_is_made_of_the_committed_results():
+    import json
+    import sys
+
+    benchmarks = ROOT / "tests" / "benchmarks"
+    sys.path.insert(0, str(benchmarks))
+    try:
+        from pruning import readme
+    finally:
+        sys.path.remove(str(benchmarks))
+    rows = json.loads((benchmarks / "results" / "pruning_quality.json").read_text())["rows"]
+    shown = (ROOT / "README.md").read_text().partition(readme.BEGIN)[2].partition(readme.END)[0]
+    assert shown.strip() == readme.table(rows).strip()

@@ -42,7 +42,9 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
         )
     for file in parent.path.iterdir():
         is_tokenizer = any(file.match(pattern) for pattern in TOKENIZER_FILES)
-        if file.suffix in (".safetensors", ".json") and not is_tokenizer:  # a link written to changes the user's file
+        if (
+            file.suffix in (".safetensors", ".json") and not is_tokenizer
+        ):  # a link written to changes the user's file
             _link(file, context.folder / file.name)
     copy_tokenizer(tokenizer, context.folder)
     return Outcome(spec=parent.spec)

@@ -109,6 +109,7 @@ def _report(wanted: list[Point], plan: Plan, quick: bool) -> None:
         "versions": _versions(),
         "command": " ".join(["python", "tests/benchmarks/pruning_quality.py", *sys.argv[1:]]),
         "plan": vars(plan),
+        "own_code": points.own_version(),
     }
     name = "pruning_quality_quick.json" if quick else "pruning_quality.json"
     (HERE / "results").mkdir(exist_ok=True)
