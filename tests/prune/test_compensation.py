@@ -19,7 +19,6 @@ from tests.fakes import FakeContext, Stopped
 from tests.models.tiny import (
     DECODERS,
     FAMILIES,
-    VARIANTS,
     tiny_config,
     tiny_model,
     token_ids,
@@ -37,7 +36,19 @@ from tests.prune.test_families import (
     without_hidden,
 )
 
-variants = pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=variant_name)
+PARTICULAR = [
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("qwen3", {"attention_bias": True}),
+    ("qwen2", {"tie_word_embeddings": True}),
+    ("gpt2", {"tie_word_embeddings": False}),
+    ("olmo", {"attention_bias": True, "tie_word_embeddings": True}),
+    ("olmo2", {"tie_word_embeddings": True}),
+    ("gpt_neox", {"attention_bias": False, "use_parallel_residual": False}),
+    ("phi", {"qk_layernorm": True}),
+    ("bert", {"tie_word_embeddings": False}),
+]
+CASES = [*((family, {}) for family in FAMILIES), *PARTICULAR]
+variants = pytest.mark.parametrize(("family", "changes"), CASES, ids=variant_name)
 BATCHES = token_ids(8, 16, seed=5).split(4)
 LAYERS = (0, 1, 3)
 
@@ -135,7 +146,7 @@ def test_no_map_gets_worse_at_what_it_is_to_do(family, changes, tmp_path, monkey
 
 ADDING = [
     (family, changes)
-    for family, changes in VARIANTS
+    for family, changes in CASES
     if family in DECODERS
     and option(plugins.load("models.families", family), "RESIDUAL_ADDS")
     and not layout(tiny_config(family)).num_experts
@@ -168,7 +179,7 @@ def test_the_last_map_of_a_layer_brings_the_hidden_state_nearer_to_the_parents(f
     assert len(errors) == 3 and all(refitted < sliced for refitted, sliced in errors)
 
 
-@pytest.mark.parametrize(("family", "changes"), [v for v in VARIANTS if v[0] in DECODERS], ids=variant_name)
+@pytest.mark.parametrize(("family", "changes"), [v for v in CASES if v[0] in DECODERS], ids=variant_name)
 def test_the_output_head_or_the_norm_before_it_brings_logits_nearer_to_the_parents(family, changes, tmp_path):
     folder = tiny_parent(tmp_path / "parent", family, **changes).path
     refitting = Refitting(folder, narrowings(family, **changes)[-1]).run()
