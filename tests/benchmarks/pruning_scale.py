@@ -64,12 +64,12 @@ def measure(folder: Path, quick: bool) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in ["1B"] if quick else ["1B", "8B"]:
         checkpoint = make_checkpoint(folder / "checkpoint", SHAPES[name])
-        for turn in range(1 if quick else 2):
+        for turn in range(2 if name == "1B" else 1):
             for job in ("copy", "slice"):
                 rows.append({"shape": name, "turn": turn, "job": job} | in_a_process(job, folder))
                 print(rows[-1], flush=True)
         shutil.rmtree(checkpoint)
-    for name, tokens in [("1B", 2048)] if quick else [("1B", 8192), ("8B, 4 layers", 8192)]:
+    for name, tokens in [("1B", 2048)] if quick else [("8B, 4 layers", 4096)]:
         make_checkpoint(folder / "checkpoint", SHAPES[name])
         make_tokens(folder / "calibration", tokens)
         row = {"shape": name, "turn": 0, "job": "prune", "tokens": tokens} | in_a_process("prune", folder)
