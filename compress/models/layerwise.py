@@ -98,13 +98,13 @@ class LayerwiseModel:
         """Return the hidden state after a layer, which must be loaded; `embed` saw ids of this shape before."""
         args, kwargs = self._calls[tuple(hidden_BTH.shape[:2])][number]
         layer = self._layers[number]
-        output = type(layer).forward(layer, hidden_BTH, *args, **kwargs)
+        output = type(layer).forward(layer, hidden_BTH.to(self.device), *args, **kwargs)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
     def logits(self, ids_BT: Tensor, hidden_BTH: Tensor) -> Tensor:
         """Return what the model's tail makes of the last layer's output: ``[B, T, V]``."""
-        output: Tensor = self._whole(ids_BT, hidden_BTH)
+        output: Tensor = self._whole(ids_BT, hidden_BTH.to(self.device))
         return output
 
     def assign(self, number: int, weights: Weights) -> None:

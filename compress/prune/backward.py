@@ -58,7 +58,7 @@ class LossGradient:
             self._through_layer(number, entering[number], gradients)
         with differentiated(self._outside.values()):
             for ids, gradient in zip(self._calibration.batches, gradients, strict=True):
-                self._model.embed(ids).backward(gradient)  # type: ignore[no-untyped-call]
+                self._model.embed(ids).backward(gradient.to(self._model.device))  # type: ignore[no-untyped-call]
                 self._hand_over_outside()
 
     @torch.no_grad()
@@ -90,11 +90,11 @@ class LossGradient:
 
     def _through_layer(self, number: int, entering: list[Tensor], gradients: list[Tensor]) -> None:
         """Turn the gradients by what leaves a layer into those by what enters it."""
-        prefix = self._calibration.layout.layers[number] + "."
+        prefix, device = self._calibration.layout.layers[number] + ".", self._model.device
         with self._model.layer(number) as module, differentiated(module.parameters()):
             for state, gradient in zip(entering, gradients, strict=True):
                 leaf = state.detach().clone().requires_grad_(True)
-                self._model.run(number, leaf).backward(gradient)  # type: ignore[no-untyped-call]
+                self._model.run(number, leaf).backward(gradient.to(device))  # type: ignore[no-untyped-call]
                 assert leaf.grad is not None
                 gradient.copy_(leaf.grad)
                 self._hand_over(prefix, dict(module.named_parameters()))

@@ -89,9 +89,10 @@ class LayerPass:
         calibration = self._calibration
         with watching(self.module, modules, record):
             for state in calibration.states:
-                after = calibration.model.run(self.number, state)
+                before = state.to(calibration.model.device)  # in files it is on the CPU
+                after = calibration.model.run(self.number, before)
                 if around is not None:
-                    around(state, after)
+                    around(before, after)
                 state.copy_(after)
 
 

@@ -163,7 +163,7 @@ class Compensation:
             return self._refit_last_norm(moments, whole.to(self.parent.device), sliced.to(self.parent.device))
         inverse = damped_inverse(moments.gram, self.strength.damping(moments))
         rows = [
-            refit(part_s, moments.gram, part_t.to(moments.dtype) @ moments.cross, inverse).to(whole.dtype)
+            refit(part_s, moments.gram, part_t.to(moments.cross) @ moments.cross, inverse).to(whole)
             for part_t, part_s in zip(
                 torch.split(whole, HEAD_ROWS), torch.split(sliced, HEAD_ROWS), strict=True
             )
@@ -244,7 +244,7 @@ class LayerFit:
             stored = models.parent.stored[old_name]
             rows = _oriented(cut(stored, old_name, models.before, whole_width, {}), models.before, old_name)
             start = _oriented(models.sliced[new_name], models.after, new_name)
-            cross = rows.to(moments.dtype) @ moments.cross
+            cross = rows.to(moments.cross) @ moments.cross
             better = refit(start, moments.gram, cross, inverse).to(stored.dtype)
             fitted[new_name] = _oriented(better, models.after, new_name).contiguous()
         return fitted
@@ -289,7 +289,7 @@ class LayerFit:
             with _observing(self._layer, [stage.module]) as calls:
                 leaving = models.student.run(self._new, student)
             read, wrote = calls[stage.module]
-            behind = stays(models._parents[index]) - leaving
+            behind = stays(models._parents[index]).to(leaving.device) - leaving
             return read, wrote.reshape(behind.shape) + models.strength.feedback * behind
         read, _ = self._until(stage.module, index)
         behind = stays(models._entering[index]) - student

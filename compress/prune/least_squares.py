@@ -38,8 +38,8 @@ class Moments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add tokens: x ``[..., I]`` and y ``[..., O]``."""
-        x_NI = x.reshape(-1, x.shape[-1]).to(self.dtype)
-        y_NO = y.reshape(-1, y.shape[-1]).to(self.dtype)
+        x_NI = x.reshape(-1, x.shape[-1]).to(self.gram)
+        y_NO = y.reshape(-1, y.shape[-1]).to(self.gram)
         self.gram.addmm_(x_NI.T, x_NI)
         self.cross.addmm_(y_NO.T, x_NI)
         self.sum_x += x_NI.sum(0)
@@ -55,9 +55,12 @@ class Moments:
 
 
 def refit(weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor, inverse_II: Tensor) -> Tensor:
-    """Return the weights of least error that start from `weight_OI`, given the damped inverse of the gram matrix."""
+    """Return the weights of least error that start from `weight_OI`, given the damped inverse of the gram matrix.
+
+    The result is where the sums are, in fp64 or fp32.
+    """
     wide = _wide(weight_OI)
-    start, gram, cross = weight_OI.to(wide), gram_II.to(wide), cross_OI.to(wide)
+    start, gram, cross = weight_OI.to(gram_II.device, wide), gram_II.to(wide), cross_OI.to(wide)
     return start + (cross - start @ gram) @ inverse_II.to(wide)
 
 

@@ -25,7 +25,8 @@ class LayerRemoval:
         position = self.left.index(least)
         self.left.remove(least)
         self._run(self.left[position:], self._entering(least), remember=True)
-        self._calibration.report(1 - len(self.left) / len(self._model.layout.layers), 1)
+        removed, tokens = self._model.num_layers - len(self.left), self._calibration.num_tokens
+        self._calibration.report(removed * tokens, (self._model.num_layers - 1) * tokens)
         return least, costs[least]
 
     def _entering(self, layer: int) -> list[Tensor]:
