@@ -9,12 +9,17 @@ from compress.errors import InputError
 from compress.models.checkpoint import load_model
 from compress.models.spec import read_spec
 from compress.prune import depth
-from tests.models.tiny import LLAMA_LIKES, LLAMA_VARIANTS, token_ids, variant_name, write_tiny
+from tests.models.tiny import LLAMA_LIKES, token_ids, variant_name, write_tiny
 from tests.prune.checkpoints import logits, parent_of, pruned, tiny_parent
 
-variants = pytest.mark.parametrize(("family", "changes"), LLAMA_VARIANTS, ids=variant_name)
+DIFFERENT = [
+    *((family, {}) for family in LLAMA_LIKES),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}),
+]
+variants = pytest.mark.parametrize(("family", "changes"), DIFFERENT, ids=variant_name)
 RUNS = [
-    *((family, changes, {"layers": 2}) for family, changes in LLAMA_VARIANTS),
+    *((family, changes, {"layers": 2}) for family, changes in DIFFERENT),
     *((family, {}, {"params": "80%"}) for family in LLAMA_LIKES),
 ]
 families = pytest.mark.parametrize("family", LLAMA_LIKES)

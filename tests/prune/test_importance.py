@@ -77,9 +77,8 @@ def test_streaming_changes_no_bit_and_batching_only_rounding(name, family, tmp_p
     streamed, again = scored(name, observed(folder, resident=False)), scored(name, observed(folder))
     for unit, values in resident.items():
         assert torch.equal(values, streamed[unit]) and torch.equal(values, again[unit])
-    for rows in (1, 3):
-        for unit, values in scored(name, observed(folder, rows=rows)).items():
-            torch.testing.assert_close(values, resident[unit], rtol=1e-4, atol=1e-9)
+    for unit, values in scored(name, observed(folder, rows=3)).items():
+        torch.testing.assert_close(values, resident[unit], rtol=1e-4, atol=1e-9)
 
 
 def test_chance_follows_the_seed_and_nothing_else_does(tmp_path):
