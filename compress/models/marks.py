@@ -20,7 +20,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise NotImplementedError
+        raise AssertionError("a traced graph is only read: no gradient flows through it")
 
 
 class Projection(nn.Module):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 UNITS: tuple[Unit, ...] = ("hidden", "ffn", "kv_groups", "heads", "experts", "expert_ffn")
 
 DAMPING = 1e-2
-"""As in `compensation.Strength`."""
+"""λ as a share of an input's mean energy; the order it gives does not depend on how much text there is."""
 
 
 def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
