@@ -30,9 +30,9 @@ def elimination_costs(gram_CC: Tensor, sensitivity_CC: Tensor, width: int, dampi
     """
     wide = torch.float64 if len(gram_CC) <= EXACT_UP_TO else gram_CC.dtype
     inverse = damped_inverse(gram_CC, damping).to(wide)
-    sensitivity = sensitivity_CC.to(wide, copy=True)
+    sensitivity = sensitivity_CC.to(wide)
     count = len(inverse) // width
-    total = float((gram_CC.to(wide) * sensitivity).sum().clamp_min(1e-30))
+    total = float(torch.dot(gram_CC.flatten().to(wide), sensitivity.flatten()).clamp_min(1e-30))
     per_round = max(1, count // ROUNDS)
     scores = torch.zeros(count, dtype=torch.float64)
     left = torch.arange(count, device=inverse.device)
@@ -42,7 +42,12 @@ def elimination_costs(gram_CC: Tensor, sensitivity_CC: Tensor, width: int, dampi
         for unit, cost in zip(left[gone].tolist(), costs, strict=True):
             lost += max(cost, 0.0) / total + 1e-15  # strictly increasing
             scores[unit] = lost
-        inverse, sensitivity, left = _without(inverse, sensitivity, left, gone, width)
+        stays = torch.ones_like(left, dtype=torch.bool)
+        stays[gone] = False
+        left = left[stays]
+        kept, went = (where.repeat_interleave(width).nonzero()[:, 0] for where in (stays, ~stays))
+        inverse, refit_WK = _inverse_without(inverse, kept, went)
+        sensitivity = _sensitivity_without(sensitivity, kept, went, refit_WK)
     return scores
 
 
@@ -98,20 +103,21 @@ def _costs(inverse_B: Tensor, sensitivity_B: Tensor) -> Tensor:
     return traces
 
 
-def _without(
-    inverse: Tensor, sensitivity: Tensor, left: Tensor, gone: Tensor, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Remove blocks at these positions and refit the rest."""
-    stays = torch.ones(len(left), dtype=torch.bool, device=left.device)
-    stays[gone] = False
-    kept = stays.repeat_interleave(width).nonzero()[:, 0]
-    went = (~stays).repeat_interleave(width).nonzero()[:, 0]
-    inverse_WK = inverse[went][:, kept]
-    solved_WK = torch.linalg.solve(inverse[went][:, went], inverse_WK)
-    smaller_inverse = inverse[kept][:, kept] - inverse_WK.T @ solved_WK
-    refit_WK = -solved_WK  # x_went ≈ refit @ x_kept
-    v_KW = sensitivity[kept][:, went]
-    smaller = sensitivity[kept][:, kept]
-    cross = v_KW @ refit_WK
-    smaller = smaller + cross + cross.T + refit_WK.T @ sensitivity[went][:, went] @ refit_WK
-    return smaller_inverse, smaller, left[stays]
+def _inverse_without(inverse: Tensor, kept: Tensor, went: Tensor) -> tuple[Tensor, Tensor]:
+    """Return G⁻¹ without what went, and the refit ``x_went ≈ refit @ x_kept``: ``[K, K]`` and ``[W, K]``."""
+    inverse_WK = _at(inverse, went, kept)
+    solved_WK = torch.linalg.solve(_at(inverse, went, went), inverse_WK)
+    return _at(inverse, kept, kept).addmm_(inverse_WK.T, solved_WK, alpha=-1), -solved_WK
+
+
+def _sensitivity_without(sensitivity: Tensor, kept: Tensor, went: Tensor, refit_WK: Tensor) -> Tensor:
+    """Return V of the refitted weights, ``[K, K]``."""
+    # T'VT = V_KK + B'r + r'B with B = V_WK + V_WW r / 2: two products into the one copy.
+    half_WK = _at(sensitivity, went, kept).addmm_(_at(sensitivity, went, went), refit_WK, alpha=0.5)
+    smaller = _at(sensitivity, kept, kept).addmm_(half_WK.T, refit_WK)
+    return smaller.addmm_(refit_WK.T, half_WK)
+
+
+def _at(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return a copy of these rows and columns, without one of whole rows between."""
+    return matrix[rows[:, None], columns]

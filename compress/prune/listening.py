@@ -95,8 +95,8 @@ def listen(calibration: Calibration, hidden: HiddenEnergy, *, whole: bool) -> It
         sensitivity = {n: _sensitivity(_oriented(calibration, stored[n]), widths[n]) for n in stored}
         yield Heard(
             number=layer.number,
-            ffn=Listening(grams[down[0]], sensitivity[down[0]]) if down else None,
-            attention=Listening(grams[out], sensitivity[out]),
+            ffn=Listening(grams.take(down[0]), sensitivity.pop(down[0])) if down else None,
+            attention=Listening(grams.take(out), sensitivity.pop(out)),
             expert_energy=experts.energy_E,
             expert_ffn_energy=experts.energy_EF,
         )
@@ -112,17 +112,28 @@ class Grams:
 
     def add(self, name: str, x: Tensor, width: int) -> None:
         x_NC = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
-        if width == 0:
-            gram = x_NC.T @ x_NC
-        elif width == 1:
-            gram = x_NC.square().sum(0)[:, None, None]
+        if name not in self._sums:
+            self._sums[name] = _gram(x_NC, width)
+        elif width == 0:
+            self._sums[name].addmm_(x_NC.T, x_NC)
         else:
-            x_GNW = x_NC.reshape(len(x_NC), -1, width).transpose(0, 1)
-            gram = x_GNW.transpose(1, 2) @ x_GNW
-        self._sums[name] = self._sums[name] + gram if name in self._sums else gram
+            self._sums[name] += _gram(x_NC, width)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._sums[name] / self._num_tokens
+
+    def take(self, name: str) -> Tensor:
+        """Return a mean and forget it, so that a large one is never held twice."""
+        return self._sums.pop(name).div_(self._num_tokens)
+
+
+def _gram(x_NC: Tensor, width: int) -> Tensor:
+    if width == 0:
+        return x_NC.T @ x_NC
+    if width == 1:
+        return x_NC.square().sum(0)[:, None, None]
+    x_GNW: Tensor = x_NC.reshape(len(x_NC), -1, width).transpose(0, 1)
+    return x_GNW.transpose(1, 2) @ x_GNW
 
 
 class ExpertEnergies:

@@ -45,6 +45,7 @@ def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
             scores["heads"][heard.number] = heads.reshape(layout.num_kv_heads, layout.heads_per_group)
         if heard.ffn is not None:
             scores["ffn"][heard.number] = elimination_costs(heard.ffn.gram, heard.ffn.sensitivity, 1, DAMPING)
+            heard.ffn = None  # gigabytes that must not outlive the layer
         if heard.expert_energy is not None and heard.expert_ffn_energy is not None:
             scores["experts"][heard.number] = heard.expert_energy
             scores["expert_ffn"][heard.number] = heard.expert_ffn_energy
