@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.data.batch import Batch
 from compress.errors import InputError
 
 BIN, JSON = "tokens.bin", "tokens.json"
@@ -60,6 +61,10 @@ class PackedTokens:
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Return the rows of these indices, in their order: int64 ``[n, T]``."""
         return torch.from_numpy(self._ids[list(indices)].astype(np.int64))
+
+    def learning_batch(self, indices: Sequence[int]) -> Batch:
+        """Return the rows of these indices with their marks."""
+        return Batch(self.batch(indices))
 
 
 def order(num_sequences: int, seed: int, epoch: int) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from compress.data.batch import Batch
 from compress.errors import InputError
 from compress.models.layout import Layout, layout
 from compress.models.pruning_map import PRUNING_MAP, PruningMap, read_map
@@ -151,17 +152,18 @@ class HiddenDistance(nn.Module):
         with _states(model, self._matching.teacher_layers, channels) as states:
             yield states
 
-    def forward(self, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    def forward(self, batch: Batch, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
         """Return the squared distance as a share of the teacher's square, the mean of all layers, summed over tokens.
 
         Shares are each token's own: the few with enormous states would outweigh all others in a common one, and the
-        sum would depend on how a batch is split. The last position predicts nothing and is left out.
+        sum would depend on how a batch is split. Positions that predict nothing are left out.
         """
         total = ours[0].new_zeros((), dtype=torch.float32)
         for our_BTD, their_BTD in zip(ours, theirs, strict=True):
-            our_BTD, their_BTD = our_BTD[:, :-1].float(), self._matching.gain * their_BTD[:, :-1].float()
-            square_BT = their_BTD.square().mean(-1).clamp_min(SMALLEST)
-            total = total + ((our_BTD - their_BTD).square().mean(-1) / square_BT).sum()
+            our_ND, their_ND = (batch.before_targets(states).float() for states in (our_BTD, their_BTD))
+            their_ND = self._matching.gain * their_ND
+            square_N = their_ND.square().mean(-1).clamp_min(SMALLEST)
+            total = total + ((our_ND - their_ND).square().mean(-1) / square_N).sum()
         return total / len(ours)
 
 

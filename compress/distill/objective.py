@@ -4,15 +4,17 @@ Shapes: B sequences, T positions, N tokens of a tile, V ids both models have.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from compress.data.batch import Batch
 from compress.distill.hidden import NOTHING, HiddenDistance, Matching
 from compress.errors import InputError
-from compress.train.head import hidden_states, next_tokens, plain_head, project, tiled_loss
+from compress.train.head import hidden_states, plain_head, project, tiled_loss
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """Logits of the student and of the teacher, both fp32 ``[N, V]`` → divergences ``[N]`` in nats."""
@@ -73,13 +75,13 @@ class Distillation(nn.Module):
         self.hidden_weight = hidden_weight
         self.distance = HiddenDistance(matching)
 
-    def forward(self, ids_BT: Tensor) -> tuple[Tensor, int]:
+    def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
-        targets_N = next_tokens(ids_BT)
+        targets_N = batch.targets
         teach = None
         with self.distance.of_teacher(self.teacher) as theirs:
             if self.label_weight < 1 or self.hidden_weight > 0:
-                teach = self._teacher_logits(ids_BT)
+                teach = self._teacher_logits(batch)
 
         def loss(logits_NV: Tensor, rows: slice) -> Tensor:
             loss_N = logits_NV.new_zeros(len(logits_NV))
@@ -95,18 +97,18 @@ class Distillation(nn.Module):
             return loss_N
 
         with self.distance.of_student(self.student) as ours:
-            hidden_ND = hidden_states(self.student, ids_BT)
+            hidden_ND = hidden_states(self.student, batch)
         total = tiled_loss(hidden_ND, self.student.get_output_embeddings(), loss)
         if self.hidden_weight > 0:
-            total = total + self.hidden_weight * self.distance(ours, theirs)
+            total = total + self.hidden_weight * self.distance(batch, ours, theirs)
         return total, len(targets_N)
 
-    def _teacher_logits(self, ids_BT: Tensor) -> Callable[[slice], Tensor]:
+    def _teacher_logits(self, batch: Batch) -> Callable[[slice], Tensor]:
         """Run the teacher's layers now; return its logits of a slice of tokens when asked."""
         if self.teacher_ids is not None:
-            ids_BT = self.teacher_ids[ids_BT]
+            batch = replace(batch, ids=self.teacher_ids[batch.ids])
         with torch.inference_mode():
-            hidden_ND = hidden_states(self.teacher, ids_BT)
+            hidden_ND = hidden_states(self.teacher, batch)
 
         def logits(rows: slice) -> Tensor:
             with torch.no_grad():

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from compress.data.batch import Batch
 from compress.data.tokens import order
 
 
@@ -14,7 +15,7 @@ class Rows(Protocol):
     def num_sequences(self) -> int: ...
     @property
     def sequence_length(self) -> int: ...
-    def batch(self, indices: list[int]) -> Tensor: ...
+    def learning_batch(self, indices: list[int]) -> Batch: ...
 
 
 class Batches:
@@ -24,11 +25,11 @@ class Batches:
         self._data, self._size, self._seed = data, batch_sequences, seed
         self._order: tuple[int, Tensor] | None = None
 
-    def at(self, step: int) -> Tensor:
-        """Return the batch of a step: int64 ``[batch, T]``. A batch may span epochs."""
+    def at(self, step: int) -> Batch:
+        """Return the batch of a step. It may span epochs."""
         total = self._data.num_sequences
         positions = range(step * self._size, (step + 1) * self._size)
-        return self._data.batch([int(self._epoch(i // total)[i % total]) for i in positions])
+        return self._data.learning_batch([int(self._epoch(i // total)[i % total]) for i in positions])
 
     def _epoch(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from compress.data.batch import Batch
 from compress.errors import InputError
 
 TileLoss = Callable[[Tensor, slice], Tensor]
@@ -30,15 +31,14 @@ class Head(Protocol):
     bias: Tensor | None
 
 
-def hidden_states(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
-    """Return what the head sees at every position that has a next token: ``[B·(T−1), D]``."""
-    hidden_BTD: Tensor = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    return hidden_BTD[:, :-1].flatten(0, 1)
+def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Return what the head sees before every target: ``[N, D]``, beside `Batch.targets`.
 
-
-def next_tokens(ids_BT: Tensor) -> Tensor:
-    """Return the token after every position that has one: ``[B·(T−1)]``, beside `hidden_states`."""
-    return ids_BT[:, 1:].flatten()
+    Positions that start anew keep attention inside each document: transformers reads packed documents from them.
+    """
+    positions = {} if batch.positions is None else {"position_ids": batch.positions}
+    hidden_BTD: Tensor = model.base_model(input_ids=batch.ids, use_cache=False, **positions).last_hidden_state
+    return batch.before_targets(hidden_BTD)
 
 
 def plain_head(model: PreTrainedModel) -> Head:

@@ -30,7 +30,7 @@ def fit(
 ) -> dict[str, JsonValue]:
     """Train `student`, in place, by an objective that holds it; return the step's facts and its curve.
 
-    objective: ``(ids_BT) -> (summed loss, number of tokens it is of)``. The student's weights are fp32 and
+    objective: ``(Batch) -> (summed loss, number of tokens it is of)``. The student's weights are fp32 and
     stay so. Work is kept in ``context.partial`` and taken up from there. Raises `StepFailed` when the loss is
     not finite again after a return to the last checkpoint, or a GPU is too small for the micro-batch.
     """

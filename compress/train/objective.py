@@ -1,6 +1,6 @@
 """Learning from text: the next token's cross-entropy.
 
-An objective is one module of backbone, head and loss, called with token ids and returning sums: so a batch
+An objective is one module of backbone, head and loss, called with a batch and returning sums: so a batch
 can be split anywhere, and a wrapper around the module sees the whole computation.
 """
 
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from compress.train.head import hidden_states, next_tokens, plain_head, tiled_loss
+from compress.data.batch import Batch
+from compress.train.head import hidden_states, plain_head, tiled_loss
 
 
 class NextToken(nn.Module):
@@ -19,12 +20,12 @@ class NextToken(nn.Module):
         plain_head(student)
         self.student = student
 
-    def forward(self, ids_BT: Tensor) -> tuple[Tensor, int]:
+    def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
-        targets_N = next_tokens(ids_BT)
+        targets_N = batch.targets
 
         def loss(logits_NV: Tensor, rows: slice) -> Tensor:
             return functional.cross_entropy(logits_NV, targets_N[rows], reduction="none")
 
-        hidden_ND = hidden_states(self.student, ids_BT)
+        hidden_ND = hidden_states(self.student, batch)
         return tiled_loss(hidden_ND, self.student.get_output_embeddings(), loss), len(targets_N)

@@ -65,9 +65,9 @@ class Training:
         self._optimizer.zero_grad(set_to_none=True)
         device = self._numerics.device
         total, num_tokens = torch.zeros((), device=device), 0
-        for ids_BT in torch.split(self._batches.at(self.step), self._numerics.micro_batch):
+        for batch in self._batches.at(self.step).split(self._numerics.micro_batch):
             with self._numerics.autocast():
-                loss, count = self._objective(ids_BT.to(device))
+                loss, count = self._objective(batch.to(device))
             loss.backward()
             total += loss.detach()
             num_tokens += count

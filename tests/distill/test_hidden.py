@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from compress.data.batch import Batch
 from compress.distill import step
 from compress.distill.hidden import HiddenDistance, Matching, matching
 from compress.distill.losses import forward_kl
@@ -36,7 +37,7 @@ def distance(student, teacher, ids_BT=IDS_BT) -> float:
     with torch.no_grad(), objective.of_student(models[0]) as ours, objective.of_teacher(models[1]) as theirs:
         for model in models:
             model(input_ids=ids_BT)
-    return float(objective(ours, theirs)) / ids_BT[:, 1:].numel()
+    return float(objective(Batch(ids_BT), ours, theirs)) / ids_BT[:, 1:].numel()
 
 
 def test_a_model_is_not_far_from_itself(tmp_path):
@@ -137,8 +138,8 @@ def test_loss_and_gradients_are_those_of_the_formula(label_weight):
     student, teacher = models()
     first = Matching(["model.layers.0"], ["model.layers.1"], CHANNELS)
     arguments = (student, teacher, forward_kl.divergence, 1.0, label_weight, 259, None)
-    plain, _ = Distillation(*arguments)(IDS_BT)
-    total, num_tokens = Distillation(*arguments, 0.5, first)(IDS_BT)
+    plain, _ = Distillation(*arguments)(Batch(IDS_BT))
+    total, num_tokens = Distillation(*arguments, 0.5, first)(Batch(IDS_BT))
     expected = 0.5 * slow_distance(student, teacher)
     torch.testing.assert_close(total, plain + expected, rtol=1e-5, atol=1e-5)
     assert num_tokens == IDS_BT[:, 1:].numel()
@@ -152,7 +153,10 @@ def test_loss_and_gradients_are_those_of_the_formula(label_weight):
 
 def test_every_layer_of_the_student_learns_and_none_of_the_teacher():
     student, teacher = models()
-    ours, plain = objective_of(student, teacher)(IDS_BT)[0], objective_of(student, teacher, 0.0)(IDS_BT)[0]
+    ours, plain = (
+        objective_of(student, teacher)(Batch(IDS_BT))[0],
+        objective_of(student, teacher, 0.0)(Batch(IDS_BT))[0],
+    )
     weights = list(student.model.layers.parameters())
     pairs = zip(*(torch.autograd.grad(loss, weights) for loss in (ours, plain)), strict=True)
     assert all(not torch.equal(*pair) for pair in pairs)
@@ -161,8 +165,8 @@ def test_every_layer_of_the_student_learns_and_none_of_the_teacher():
 
 def test_the_loss_of_a_batch_is_the_sum_of_its_parts_whatever_was_noted_before():
     objective = objective_of(*models(), label_weight=0.5)
-    whole, num_tokens = objective(IDS_BT)
-    parts = [objective(ids_BT) for ids_BT in IDS_BT.split(1)]
+    whole, num_tokens = objective(Batch(IDS_BT))
+    parts = [objective(part) for part in Batch(IDS_BT).split(1)]
     torch.testing.assert_close(sum(loss for loss, _ in parts), whole)
     assert sum(count for _, count in parts) == num_tokens
 

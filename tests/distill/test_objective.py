@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from compress.data.batch import Batch
 from compress.distill.losses import forward_kl
 from compress.distill.objective import Distillation
 from compress.errors import InputError
@@ -38,7 +39,7 @@ def slow_loss(student, teacher, temperature, label_weight, vocabulary=259):
 def test_loss_and_gradients_are_those_of_the_formula(temperature, label_weight, monkeypatch):
     monkeypatch.setattr(head, "TILE_BYTES", {"cpu": 4 * 259 * 20})
     student, teacher = models()
-    total, num_tokens = distillation(student, teacher, temperature, label_weight)(IDS_BT)
+    total, num_tokens = distillation(student, teacher, temperature, label_weight)(Batch(IDS_BT))
     expected = slow_loss(student, teacher, temperature, label_weight)
     assert num_tokens == IDS_BT[:, 1:].numel()
     # The teacher's output layer is kept in fp32.
@@ -52,7 +53,9 @@ def test_loss_and_gradients_are_those_of_the_formula(temperature, label_weight, 
 def test_with_labels_only_the_loss_and_gradients_are_those_of_training_bit_for_bit():
     student, teacher = models(torch.float32)
     weights = list(student.parameters())
-    ours, theirs = (o(IDS_BT)[0] for o in (distillation(student, teacher, 1.0, 1.0), NextToken(student)))
+    ours, theirs = (
+        o(Batch(IDS_BT))[0] for o in (distillation(student, teacher, 1.0, 1.0), NextToken(student))
+    )
     assert torch.equal(ours, theirs)
     pairs = zip(torch.autograd.grad(ours, weights), torch.autograd.grad(theirs, weights), strict=True)
     assert all(torch.equal(our, their) for our, their in pairs)
@@ -60,7 +63,7 @@ def test_with_labels_only_the_loss_and_gradients_are_those_of_training_bit_for_b
 
 def test_a_teacher_like_the_student_leaves_nothing_to_learn():
     student, teacher = (tiny_model("llama", seed=1) for _ in range(2))
-    total, _ = distillation(student, teacher)(IDS_BT)
+    total, _ = distillation(student, teacher)(Batch(IDS_BT))
     total.backward()
     assert float(total.detach().abs()) < 1e-4
     assert max(float(p.grad.abs().max()) for p in student.parameters()) < 1e-4
@@ -68,7 +71,7 @@ def test_a_teacher_like_the_student_leaves_nothing_to_learn():
 
 def test_only_the_student_gets_gradients():
     student, teacher = models(torch.float32)
-    distillation(student, teacher)(IDS_BT)[0].backward()
+    distillation(student, teacher)(Batch(IDS_BT))[0].backward()
     assert all(p.grad is None for p in teacher.parameters()) and not teacher.training
     assert all(p.grad is not None for p in student.parameters())
 
@@ -77,7 +80,7 @@ def test_only_the_student_gets_gradients():
 def test_padded_vocabularies_are_compared_by_id(student_ids):
     student, _ = models(vocab_size=student_ids)
     wide = tiny_model("qwen3", seed=2, vocab_size=264).double()
-    total, _ = distillation(student, wide)(IDS_BT)
+    total, _ = distillation(student, wide)(Batch(IDS_BT))
     expected = slow_loss(student, wide, 1.0, 0.0, vocabulary=min(student_ids, 264))
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
 
@@ -96,7 +99,7 @@ def test_a_student_with_fewer_tokens_learns_the_teachers_distribution_over_them(
         teacher.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 304).double())
     ids_BT = IDS_BT % 80
     objective = Distillation(student, teacher, forward_kl.divergence, 2.0, 0.25, num_ids=87, teacher_ids=kept)
-    total, num_tokens = objective(ids_BT)
+    total, num_tokens = objective(Batch(ids_BT))
     student_BTV = student(input_ids=ids_BT).logits[:, :-1]
     teacher_BTV = teacher(input_ids=torch.tensor(kept)[ids_BT]).logits[:, :-1, kept]
     p_BTV, q_BTV = ((logits_BTV / 2.0).softmax(-1) for logits_BTV in (teacher_BTV, student_BTV))
@@ -117,6 +120,6 @@ def test_under_autocast_the_loss_is_close_to_the_exact_one(dtype):
     student, teacher = models(torch.float32)
     exact = float(slow_loss(student.double(), teacher.double(), 1.0, 0.0).detach())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, _ = distillation(student.float(), teacher.to(dtype))(IDS_BT)
+        total, _ = distillation(student.float(), teacher.to(dtype))(Batch(IDS_BT))
     assert total.dtype == torch.float32
     assert float(total.detach()) == pytest.approx(exact, rel=0.05)

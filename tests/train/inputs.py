@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from compress import plugins
+from compress.data.batch import Batch
 from compress.data.tokenizer import Config as TokenizerConfig
 from compress.models.checkpoint import quiet
 from compress.models.spec import read_spec
@@ -24,8 +25,8 @@ class InMemory:
         self._ids = ids
         self.num_sequences, self.sequence_length = ids.shape
 
-    def batch(self, indices) -> torch.Tensor:
-        return self._ids[list(indices)]
+    def learning_batch(self, indices) -> Batch:
+        return Batch(self._ids[list(indices)])
 
 
 def countable_ids(num: int = 24, length: int = 16, vocabulary: int = 259) -> torch.Tensor:

@@ -1,11 +1,14 @@
 """Shapes: N tokens, D hidden size, V vocabulary."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GraniteConfig
 
+from compress.data.batch import Batch
 from compress.errors import InputError
 from compress.models.checkpoint import quiet
 from compress.train import head as heads
@@ -72,9 +75,32 @@ def test_outside_autocast_products_are_exact_and_the_backend_is_left_as_it_was()
 @pytest.mark.parametrize("family", TRAINABLE)
 def test_next_token_loss_is_the_one_transformers_computes(family):
     model, ids_BT = tiny_model(family), token_ids()
-    total, num_tokens = NextToken(model)(ids_BT)
+    total, num_tokens = NextToken(model)(Batch(ids_BT))
     assert num_tokens == ids_BT[:, 1:].numel()
     torch.testing.assert_close(total / num_tokens, model(input_ids=ids_BT, labels=ids_BT).loss)
+
+
+@pytest.mark.parametrize("family", TRAINABLE)
+def test_packed_documents_teach_what_they_teach_alone(family):
+    model, ids_BT = tiny_model(family), token_ids()
+    length = ids_BT.shape[1]
+    starts = [0, 5, length]
+    positions_BT = torch.cat([torch.arange(b - a) for a, b in pairwise(starts)]).expand_as(ids_BT)
+    packed, num_packed = NextToken(model)(Batch(ids_BT, positions_BT))
+    alone = [NextToken(model)(Batch(ids_BT[:, a:b])) for a, b in pairwise(starts)]
+    assert num_packed == sum(count for _, count in alone)
+    torch.testing.assert_close(packed, sum(loss for loss, _ in alone))
+
+
+def test_only_what_is_to_be_learned_counts():
+    model, ids_BT = tiny_model("llama"), token_ids()
+    learned_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+    learned_BT[:, -3:] = True
+    total, num_tokens = NextToken(model)(Batch(ids_BT, learned=learned_BT))
+    logits_NV = model(input_ids=ids_BT).logits[:, -4:-1].flatten(0, 1)
+    whole = functional.cross_entropy(logits_NV, ids_BT[:, -3:].flatten(), reduction="sum")
+    assert num_tokens == 3 * len(ids_BT)
+    torch.testing.assert_close(total, whole)
 
 
 def test_a_model_that_scales_its_logits_is_refused():
