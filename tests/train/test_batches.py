@@ -21,7 +21,7 @@ def test_a_step_reads_the_same_rows_whatever_was_read_before():
     in_turn = Batches(InMemory(ROWS), 4, seed=1)
     read = [in_turn.at(step) for step in range(8)]
     for step in (7, 2, 5):
-        assert torch.equal(Batches(InMemory(ROWS), 4, seed=1).at(step).ids_BT, read[step].ids_BT)
+        assert torch.equal(Batches(InMemory(ROWS), 4, seed=1).at(step).ids, read[step].ids)
 
 
 def test_a_batch_may_be_larger_than_the_data():
