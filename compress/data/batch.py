@@ -23,6 +23,8 @@ class Batch:
     """Each token's place in its document ``[B, T]`` int64, 0 at its start; attention stays inside."""
     learned: Tensor | None = None
     """Whether a token is to be learned (an answer is, its question is not), bool ``[B, T]``."""
+    rows: Tensor | None = None
+    """Which rows of the packed data these are, int64 ``[B]``: what is stored about a row is found by its number."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,5 +65,5 @@ class Batch:
         return self._each(lambda tensor: tensor[rows])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        tensors = (self.ids, self.positions, self.learned)
+        tensors = (self.ids, self.positions, self.learned, self.rows)
         return Batch(*(None if tensor is None else change(tensor) for tensor in tensors))  # type: ignore[arg-type]

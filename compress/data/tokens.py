@@ -64,7 +64,7 @@ class PackedTokens:
 
     def learning_batch(self, indices: Sequence[int]) -> Batch:
         """Return the rows of these indices with their marks."""
-        return Batch(self.batch(indices))
+        return Batch(self.batch(indices), rows=torch.tensor(list(indices), dtype=torch.int64))
 
 
 def order(num_sequences: int, seed: int, epoch: int) -> Tensor:
