@@ -1,5 +1,6 @@
 """Which rows of the data a step reads: a pure function of the step, so resuming needs no position."""
 
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
@@ -21,15 +22,19 @@ class Rows(Protocol):
 class Batches:
     """The data in a seeded order, a new one every epoch."""
 
-    def __init__(self, data: Rows, batch_sequences: int, seed: int) -> None:
+    def __init__(
+        self, data: Rows, batch_sequences: int, seed: int, attend_across_documents: bool = False
+    ) -> None:
         self._data, self._size, self._seed = data, batch_sequences, seed
+        self._one_text_a_row = attend_across_documents
         self._order: tuple[int, Tensor] | None = None
 
     def at(self, step: int) -> Batch:
         """Return the batch of a step. It may span epochs."""
         total = self._data.num_sequences
         positions = range(step * self._size, (step + 1) * self._size)
-        return self._data.learning_batch([int(self._epoch(i // total)[i % total]) for i in positions])
+        batch = self._data.learning_batch([int(self._epoch(i // total)[i % total]) for i in positions])
+        return replace(batch, positions=None) if self._one_text_a_row else batch
 
     def _epoch(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:

@@ -41,7 +41,7 @@ def fit(
         for model in (m for m in objective.children() if isinstance(m, PreTrainedModel)):
             model.set_attn_implementation(numerics.attention)
         objective.to(numerics.device)
-        batches = Batches(data, schedule.batch_sequences, context.seed)
+        batches = Batches(data, schedule.batch_sequences, context.seed, settings.attend_across_documents)
         training = Training(objective, student, batches, settings, schedule, numerics)
         student.train()
         try:
@@ -54,6 +54,8 @@ def fit(
         finally:
             student.zero_grad(set_to_none=True)
             student.eval()
+    if not training.curve:
+        raise StepFailed("in all that was read, no token was to be learned: the rows hold no answers")
     return training.facts()
 
 
@@ -65,17 +67,21 @@ def _take_all_steps(training: Training, checkpoints: Checkpoints, context: Conte
     checkpoints.write(training.state())
     rolled_back = False
     while not training.done:
-        loss, grad_norm = training.compute_gradient()
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            training.update(loss)
-            context.progress(training.num_tokens, training.total_tokens, "tokens", **training.figures())
+        learned = training.compute_gradient()
+        if learned is None:
+            training.skip()
+        elif all(map(math.isfinite, learned)):
+            training.update(learned[0])
         else:
+            loss, grad_norm = learned
             seen = f"at step {training.step + 1} the loss was {loss} and the gradient's length {grad_norm}"
             if rolled_back:
                 raise StepFailed(f"training diverged: {seen}, twice; try a lower `learning_rate`, or fp32")
             rolled_back = True
             context.warn(f"{seen}; went back to the last checkpoint once")
             training.restore(checkpoints.read())
+            continue
+        context.progress(training.num_tokens, training.total_tokens, "tokens", **training.figures())
         if context.stopping:
             checkpoints.write(training.state())
             context.stop()

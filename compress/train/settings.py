@@ -34,6 +34,9 @@ class TrainingSettings(StepConfig):
     """Tokens an optimizer step averages over. Left out: enough for about 2000 steps, within 2k and 512k."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Sequences that are in memory at once. Left out: as many as fit. It does not change the batch."""
+    attend_across_documents: bool = False
+    """Whether a text packed into a row sees the ones before it and is predicted from them. It is no part of what they
+    say, so by default attention stays within each text."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """What matrices are multiplied in; weights and optimizer stay fp32. ``auto`` is bf16 where it is fast."""
     checkpoint_seconds: float = Field(default=30.0, ge=0)

@@ -41,8 +41,8 @@ class Training:
         self.seconds = 0.0
         self.num_resumed = 0
         self.curve: list[dict[str, float]] = []
-        self.recent = [0.0, 0.0, 0.0]
-        """Since the last point of the curve: steps, summed mean losses, seconds."""
+        self.recent = [0.0, 0.0, 0.0, 0.0]
+        """Since the last point of the curve: steps, steps with something to learn, their summed losses, seconds."""
 
     @property
     def done(self) -> bool:
@@ -56,10 +56,11 @@ class Training:
     def total_tokens(self) -> int:
         return self._schedule.num_tokens
 
-    def compute_gradient(self) -> tuple[float, float]:
+    def compute_gradient(self) -> tuple[float, float] | None:
         """Give the student the clipped gradient of the step's mean loss; return that loss and the length.
 
-        However the batch is split, sums are divided once, by the tokens of the whole of it.
+        However the batch is split, sums are divided once, by the tokens of the whole of it. `None` when it has none
+        that are to be learned (rows of a long question): there is no mean.
         """
         self._step_started = time.monotonic()
         self._optimizer.zero_grad(set_to_none=True)
@@ -71,30 +72,43 @@ class Training:
             loss.backward()
             total += loss.detach()
             num_tokens += count
+        if num_tokens == 0:
+            return None
         grad_norm = average_and_clip(self._student.parameters(), num_tokens, self._max_grad_norm)
         return float(total) / num_tokens, grad_norm
 
     def update(self, loss: float) -> None:
         """Take the optimizer's step and note how it went."""
-        learning_rate = self._schedule.learning_rate(self.step)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self._schedule.learning_rate(self.step)
         self._optimizer.step()
+        self._advance(1.0, loss)
+
+    def skip(self) -> None:
+        """Pass over a step that has nothing to learn: weights and the optimizer's memory stay as they are."""
+        self._advance(0.0, 0.0)
+
+    def _advance(self, num_losses: float, loss: float) -> None:
+        learning_rate = self._schedule.learning_rate(self.step)
         self.step += 1
         seconds = time.monotonic() - self._step_started
         self.seconds += seconds
-        self.recent = [a + b for a, b in zip(self.recent, (1.0, loss, seconds), strict=True)]
-        if self.step % self._stride == 0 or self.done:
+        news = (1.0, num_losses, loss, seconds)
+        self.recent = [a + b for a, b in zip(self.recent, news, strict=True)]
+        # A stretch without a loss has no point: its steps count towards the next.
+        if (self.step % self._stride == 0 or self.done) and self.recent[1]:
             point = CurvePoint(tokens=self.num_tokens, learning_rate=learning_rate, **self.figures())
             self.curve.append(point.model_dump())
-            self.recent = [0.0, 0.0, 0.0]
+            self.recent = [0.0, 0.0, 0.0, 0.0]
 
     def figures(self) -> dict[str, float]:
-        """Return mean loss and speed since the last point of the curve, or at it."""
-        steps, losses, seconds = self.recent
-        if not steps:
-            return {name: self.curve[-1][name] for name in ("loss", "tokens_per_second")}
-        return {"loss": losses / steps, "tokens_per_second": steps * self._schedule.batch_tokens / seconds}
+        """Return mean loss and speed since the last point of the curve, or at it; nothing before there is a loss."""
+        steps, num_losses, losses, seconds = self.recent
+        if num_losses:
+            speed = steps * self._schedule.batch_tokens / seconds
+            return {"loss": losses / num_losses, "tokens_per_second": speed}
+        last = self.curve[-1] if self.curve else {}
+        return {name: last[name] for name in ("loss", "tokens_per_second") if name in last}
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what the record keeps."""

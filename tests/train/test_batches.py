@@ -1,5 +1,6 @@
 import torch
 
+from compress.data.batch import Batch
 from compress.train.batches import Batches
 from tests.train.inputs import InMemory
 
@@ -26,3 +27,18 @@ def test_a_step_reads_the_same_rows_whatever_was_read_before():
 
 def test_a_batch_may_be_larger_than_the_data():
     assert sorted(rows_of(Batches(InMemory(ROWS), 25, seed=1), [0])[:20]) == sorted([*range(10)] * 2)
+
+
+class Marked(InMemory):
+    """Rows of two documents."""
+
+    def learning_batch(self, indices) -> Batch:
+        ids_BT = self._ids[list(indices)]
+        return Batch(ids_BT, positions=torch.tensor([0, 1, 0]).expand_as(ids_BT))
+
+
+def test_texts_of_a_row_are_apart_unless_asked_to_be_one():
+    apart, together = (Batches(Marked(ROWS), 4, 1, asked).at(0) for asked in (False, True))
+    assert apart.positions is not None and together.positions is None
+    assert torch.equal(apart.ids, together.ids)
+    assert (len(apart.targets), len(together.targets)) == (4, 8)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from compress.data.batch import Batch
 from compress.errors import StepFailed
 from compress.records import CurvePoint
 from compress.train import checkpoint, training
@@ -32,14 +33,27 @@ class FailsAt(NextToken):
         return total * (float("nan") if self.num_calls in self.calls else 1.0), num_tokens
 
 
-def train(tmp_path, objective_of=NextToken, **settings):
+class Answers(InMemory):
+    """Rows of which only some hold anything to be learned."""
+
+    def __init__(self, ids: torch.Tensor, learned_rows: set[int]) -> None:
+        super().__init__(ids)
+        self.learned_rows = learned_rows
+
+    def learning_batch(self, indices) -> Batch:
+        batch = super().learning_batch(indices)
+        learned_B = torch.tensor([index in self.learned_rows for index in indices])
+        return Batch(batch.ids, learned=learned_B[:, None].expand_as(batch.ids))
+
+
+def train(tmp_path, objective_of=NextToken, data=DATA, **settings):
     settings = TrainingSettings(
         **{"tokens": 16 * 4 * 12, "batch_tokens": 16 * 4, "learning_rate": 3e-3, **settings}
     )
     student = tiny_model("llama", **SMALL)
     context = FakeContext(tmp_path / "result", seed=7)
     objective: nn.Module = objective_of(student)
-    return student, fit(objective, student, DATA, settings, context), context
+    return student, fit(objective, student, data, settings, context), context
 
 
 def gradients(micro_batch: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -93,3 +107,17 @@ def test_a_second_bad_loss_fails_and_says_what_was_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "WORK_PER_WRITE", 0)
     with pytest.raises(StepFailed, match=r"diverged: at step 2 the loss was nan .* lower `learning_rate`"):
         train(tmp_path, lambda student: FailsAt(student, {2, 3}), checkpoint_seconds=0)
+
+
+def test_a_step_without_anything_to_learn_is_passed_over(tmp_path):
+    ids_BT = countable_ids(num=4)
+    half = Answers(ids_BT, learned_rows={0, 3})
+    _, facts, context = train(tmp_path, data=half, tokens=16 * 8, batch_tokens=16)
+    assert facts["optimizer_steps"] == 8 and facts["tokens"] == 16 * 8
+    assert len(context.reports) == 8 and len(facts["curve"]) == 4
+    assert all(point["loss"] > 0 for point in facts["curve"])
+
+
+def test_data_without_anything_to_learn_is_refused(tmp_path):
+    with pytest.raises(StepFailed, match="no token was to be learned"):
+        train(tmp_path, data=Answers(countable_ids(), learned_rows=set()))
