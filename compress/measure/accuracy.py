@@ -15,10 +15,8 @@ from compress.measure.statistics import (
     paired_difference_interval,
     wilson_interval,
 )
+from compress.meters.accuracy import accuracy_metric
 from compress.records import Measurement
-
-METRICS = ("acc", "acc_norm")
-"""What counts as accuracy, best first."""
 
 
 def accuracy_measurements(items: Sequence[Item], original: Sequence[Item] | None) -> list[Measurement]:
@@ -43,7 +41,7 @@ def answered(items: Sequence[Item], task: str) -> dict[tuple[str, ...], bool]:
 
 
 def _metric(items: Sequence[Item]) -> str | None:
-    return next((metric for metric in METRICS if any(metric in item.metrics for item in items)), None)
+    return accuracy_metric(item.metrics for item in items)
 
 
 def _accuracies(answers: dict[str, list[bool]], items: Sequence[Item]) -> list[Measurement]:

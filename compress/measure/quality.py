@@ -49,8 +49,9 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     Raises `InputError` for unknown tasks and for few-shot examples that would leak answers.
     """
     from compress.backends.opening import open_artifact
-    from compress.measure.evaluation import answer, load_tasks, prepare_few_shot
+    from compress.measure.evaluation import answer
     from compress.meters.lm_eval_model import BackendLM
+    from compress.meters.tasks import load_tasks, prepare_few_shot
     from compress.models.checkpoint import load_tokenizer
 
     demo = context.inputs.get("tasks")

@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM
 
 from compress.data import tasks as demo_tasks
 from compress.errors import InputError
-from compress.measure import evaluation, quality
-from compress.measure.evaluation import choose_items
+from compress.measure import quality
 from compress.measure.items import read_items
+from compress.meters import tasks as meter
+from compress.meters.tasks import choose_items
 from compress.models.checkpoint import load_tokenizer
 from compress.records import Artifact
 from tests.fakes import FakeContext, Stopped
@@ -91,7 +92,7 @@ def test_the_demonstration_tasks_are_found(original, context, tmp_path):
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_name(original, context, task_folder, monkeypatch):
-    monkeypatch.setattr(evaluation.TaskManager, "__init__", without_defaults(evaluation.TaskManager.__init__))
+    monkeypatch.setattr(meter.TaskManager, "__init__", without_defaults(meter.TaskManager.__init__))
     with pytest.raises(InputError, match=r"no task is called 'frist'; did you mean 'first'\?"):
         measure(original, context(), task_folder, "frist")
 

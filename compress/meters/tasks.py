@@ -1,0 +1,104 @@
+"""lm-eval tasks over a model: which ones, which items of them, and what was answered.
+
+lm-eval renders the prompts and judges the answers; choosing items and batching are ours. Of every task the same
+items are used for every model: a seeded choice, sorted, over all leaves of a group alike.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from datasets.exceptions import DatasetsError
+from lm_eval.api.task import Task
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+
+from compress.data.tasks import demo_task_configs
+from compress.errors import InputError, nearest
+from compress.meters.accuracy import accuracy_metric
+from compress.meters.lm_eval_model import BackendLM
+
+Leaves = dict[str, Task]
+Logged = tuple[str, dict[str, Any]]
+"""A leaf's name and lm-eval's own log of one of its items."""
+
+
+def load_tasks(names: Sequence[str], demo_folder: Path | None, task_folder: Path | None) -> dict[str, Leaves]:
+    """Return the lm-eval tasks behind each name (a group has several).
+
+    A name is looked up in the demonstration tasks, then in the user's folder, then in what lm-eval ships; its
+    own index takes seconds to read, so only when it is needed. Raises `InputError` for an unknown name and
+    for data that cannot be had.
+    """
+    demo = {str(config["task"]): config for config in demo_task_configs(demo_folder)} if demo_folder else {}
+    manager = TaskManager(include_path=task_folder and str(task_folder), include_defaults=False)
+    if any(name not in demo and name not in manager.all_tasks for name in names):
+        manager = TaskManager(include_path=task_folder and str(task_folder))
+    for name in names:
+        if name not in (known := [*demo, *manager.all_tasks]):
+            raise InputError(f"no task is called '{name}'{nearest(name, known)}")
+    return {name: _load(manager, name, demo.get(name, name)) for name in names}
+
+
+def prepare_few_shot(leaves: Leaves, few_shot: int | None) -> None:
+    """Set the number of solved examples; `None` keeps each task's own.
+
+    Raises `InputError` where the examples would be test items.
+    """
+    for name, task in leaves.items():
+        if few_shot is not None:
+            task.set_config(key="num_fewshot", value=few_shot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        if task.get_config("num_fewshot") > 0 and not _has_own_examples(task):
+            raise InputError(
+                f"task '{name}' has no fewshot_split or training split: few-shot examples would be test "
+                "items, answers included. Give it a fewshot_split, or set few_shot: 0"
+            )
+        task.set_fewshot_seed(seed=0)
+
+
+def choose_items(sizes: Mapping[str, int], samples: int | None, name: str) -> dict[str, list[int]]:
+    """Return the sorted indices of the chosen items of every leaf that has any; no chance but the name's."""
+    everything = [(leaf, index) for leaf, size in sizes.items() for index in range(size)]
+    if samples is not None and samples < len(everything):
+        places = sorted(Random(f"items of {name}").sample(range(len(everything)), samples))
+        everything = [everything[place] for place in places]
+    chosen: dict[str, list[int]] = defaultdict(list)
+    for leaf, index in everything:
+        chosen[leaf].append(index)
+    return dict(chosen)
+
+
+def run_tasks(lm: BackendLM, name: str, leaves: Leaves, samples: int | None) -> list[Logged]:
+    """Let the model answer the chosen items of one requested task, always in the same order."""
+    sizes = {leaf: len(task.eval_docs) for leaf, task in leaves.items()}
+    chosen = choose_items(sizes, samples, name)
+    used = {leaf: leaves[leaf] for leaf in chosen}
+    # lm-eval looks every index up in the list: where all items are used, give it none.
+    partial = {leaf: indices for leaf, indices in chosen.items() if len(indices) < sizes[leaf]}
+    results = evaluate(lm=lm, task_dict={"tasks": used}, samples=partial, bootstrap_iters=0, log_samples=True)
+    return [(leaf, sample) for leaf, samples in results["samples"].items() for sample in samples]
+
+
+def right_answers(logged: Sequence[Logged]) -> list[bool]:
+    """Return for each item whether it was answered right; nothing for a task that has no accuracy."""
+    samples = [sample for _, sample in logged]
+    metric = accuracy_metric(sample["metrics"] for sample in samples)
+    return [sample[metric] == 1.0 for sample in samples if metric in sample["metrics"]] if metric else []
+
+
+def _load(manager: TaskManager, name: str, source: str | dict[str, Any]) -> Leaves:
+    try:
+        leaves: Leaves = manager.load([source])["tasks"]
+    except (OSError, DatasetsError) as error:
+        raise InputError(f"the data of task '{name}' cannot be loaded: {error}") from error
+    return leaves
+
+
+def _has_own_examples(task: Task) -> bool:
+    config = getattr(task, "fewshot_cfg", None)
+    given = config is not None and (config.split is not None or config.samples is not None)
+    return bool(given or task.has_training_docs())
