@@ -128,12 +128,17 @@ class Generation(Record):
 
 
 class CurvePoint(Record):
-    """One point of a training curve."""
+    """One point of a training curve: means since the point before; what was evaluated there, if anything was."""
 
     tokens: int
     loss: float
     learning_rate: float
     tokens_per_second: float
+    held_out: dict[str, float] = Field(default_factory=dict)
+    """Figures of text that is not learned from, a token: `loss` in nats, and what the objective tells beside it
+    (`kl` to the teacher in nats, `same_top`, the share of tokens both would choose)."""
+    tasks: dict[str, float] = Field(default_factory=dict)
+    """Accuracy on each watched task."""
 
 
 ModelRole = Literal["original", "student", "baseline"]

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "engine": FOUNDATION | {"pipeline"},
     "models": FOUNDATION,
     "data": FOUNDATION,
-    "train": FOUNDATION | {"models", "data"},
+    "train": FOUNDATION | {"models", "data", "backends", "meters"},
     "prune": FOUNDATION | {"models", "data", "backends", "meters"},
     "distill": FOUNDATION | {"models", "data", "train"},
     "backends": FOUNDATION | {"models"},

@@ -47,11 +47,16 @@ class Config(StepConfig):
 
 def run(parent: Artifact | None, config: Config, context: Context) -> Outcome:
     """Write the tasks: `lm_eval.tasks.TaskManager(include_path=context.folder)` finds them by name."""
+    write_tasks(context.folder)
+    return Outcome(facts={"tasks": [*world.DEMO_TASKS, world.TEXT_TASK], "items_per_task": world.NUM_ITEMS})
+
+
+def write_tasks(folder: Path) -> None:
+    """Write every demo task into a folder."""
     for task in world.DEMO_TASKS:
         documents = ({"prompt": i.prompt, "options": i.options, "gold": i.gold} for i in world.items(task))
-        _write(context.folder / f"{task}.yaml", documents)
-    _write(context.folder / f"{world.TEXT_TASK}.yaml", ({"text": text} for text in world.texts()))
-    return Outcome(facts={"tasks": [*world.DEMO_TASKS, world.TEXT_TASK], "items_per_task": world.NUM_ITEMS})
+        _write(folder / f"{task}.yaml", documents)
+    _write(folder / f"{world.TEXT_TASK}.yaml", ({"text": text} for text in world.texts()))
 
 
 def demo_task_configs(folder: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from compress.train.numerics import applied, resolve
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 from compress.train.training import Training
+from compress.train.watch import Watch
 
 
 def fit(
@@ -27,12 +28,14 @@ def fit(
     data: Rows,
     settings: TrainingSettings,
     context: Context,
+    watch: Watch | None = None,
 ) -> dict[str, JsonValue]:
     """Train `student`, in place, by an objective that holds it; return the step's facts and its curve.
 
-    objective: ``(Batch) -> (summed loss, number of tokens it is of)``. The student's weights are fp32 and
-    stay so. Work is kept in ``context.partial`` and taken up from there. Raises `StepFailed` when the loss is
-    not finite again after a return to the last checkpoint, or a GPU is too small for the micro-batch.
+    objective: ``(Batch) -> (summed loss, number of tokens it is of)``. The student's weights are fp32 and stay so.
+    `watch` looks at it on the way and may end it early. Work is kept in ``context.partial`` and taken up from there.
+    Raises `StepFailed` when the loss is not finite again after a return to the last checkpoint, when nothing is to be
+    learned, or a GPU is too small for the micro-batch.
     """
     schedule = Schedule.of(settings, data.sequence_length)
     numerics = resolve(context.partial, settings, schedule, student)
@@ -42,10 +45,11 @@ def fit(
             model.set_attn_implementation(numerics.attention)
         objective.to(numerics.device)
         batches = Batches(data, schedule.batch_sequences, context.seed, settings.attend_across_documents)
-        training = Training(objective, student, batches, settings, schedule, numerics)
+        training = Training(objective, student, batches, settings, schedule, numerics, watch)
         student.train()
         try:
             _take_all_steps(training, Checkpoints(context.partial, settings.checkpoint_seconds), context)
+            training.finish()
         except torch.cuda.OutOfMemoryError as error:
             raise StepFailed(
                 f"the GPU's memory is too small for {numerics.micro_batch} sequences of "
@@ -66,24 +70,31 @@ def _take_all_steps(training: Training, checkpoints: Checkpoints, context: Conte
         training.num_resumed += 1
     checkpoints.write(training.state())
     rolled_back = False
+    training.look()
     while not training.done:
-        learned = training.compute_gradient()
-        if learned is None:
-            training.skip()
-        elif all(map(math.isfinite, learned)):
-            training.update(learned[0])
-        else:
-            loss, grad_norm = learned
-            seen = f"at step {training.step + 1} the loss was {loss} and the gradient's length {grad_norm}"
+        if seen := _take_step(training):
             if rolled_back:
                 raise StepFailed(f"training diverged: {seen}, twice; try a lower `learning_rate`, or fp32")
             rolled_back = True
             context.warn(f"{seen}; went back to the last checkpoint once")
             training.restore(checkpoints.read())
-            continue
-        context.progress(training.num_tokens, training.total_tokens, "tokens", **training.figures())
+        training.look()
+        context.progress(training.num_tokens, training.total_tokens, "tokens", **training.all_figures())
         if context.stopping:
             checkpoints.write(training.state())
             context.stop()
         if checkpoints.due:
             checkpoints.write(training.state())
+
+
+def _take_step(training: Training) -> str | None:
+    """Take one step; where its loss is not finite, take none and return what was seen."""
+    learned = training.compute_gradient()
+    if learned is None:
+        training.skip()
+    elif all(map(math.isfinite, learned)):
+        training.update(learned[0])
+    else:
+        loss, grad_norm = learned
+        return f"at step {training.step + 1} the loss was {loss} and the gradient's length {grad_norm}"
+    return None

@@ -1,8 +1,8 @@
 """What every kind of training can be told; `train` and `distill` add only what is their own."""
 
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.errors import InputError
 from compress.models.layout import is_encoder
@@ -34,6 +34,20 @@ class TrainingSettings(StepConfig):
     """Tokens an optimizer step averages over. Left out: enough for about 2000 steps, within 2k and 512k."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Sequences that are in memory at once. Left out: as many as fit. It does not change the batch."""
+    held_out: DataRef | None = None
+    """Data to evaluate on and never to learn from, usually that of `evaluate.text`: its loss (and divergence from the
+    teacher) goes beside the training loss. Left out: nothing is evaluated on the way."""
+    held_out_rows: int = Field(default=64, ge=1)
+    """Rows of `held_out` to evaluate, from its beginning; all where there are fewer."""
+    tasks: tuple[str, ...] = ()
+    """lm-eval tasks to watch on the way, by accuracy. You are warned when one falls although the held-out loss does."""
+    task_samples: int = Field(default=200, ge=1)
+    """Items of each task, the same ones every time."""
+    evaluate_every: float = Field(default=0.1, gt=0, le=1)
+    """How often to evaluate, as a share of the steps; also before the first and after the last."""
+    stop_after: int | None = Field(default=None, ge=1)
+    """Stop once so many evaluations in a row brought no lower held-out loss, and keep the weights of the lowest. Left
+    out: all steps are taken and the last weights kept, which end at the lowest learning rate and are rarely worse."""
     attend_across_documents: bool = False
     """Whether a text packed into a row sees the ones before it and is predicted from them. It is no part of what they
     say, so by default attention stays within each text."""
@@ -41,6 +55,16 @@ class TrainingSettings(StepConfig):
     """What matrices are multiplied in; weights and optimizer stay fp32. ``auto`` is bf16 where it is fast."""
     checkpoint_seconds: float = Field(default=30.0, ge=0)
     """Seconds between checkpoints; longer where writing one takes long (at most a twentieth of the time)."""
+
+    @model_validator(mode="after")
+    def _evaluates_on_other_data(self) -> Self:
+        if self.held_out == self.data:
+            raise ValueError(f"'held_out' is the data learned from ('{self.data}'); name other data")
+        if self.held_out is None and self.tasks:
+            raise ValueError("'tasks' needs 'held_out': a fall is told from bad luck by the loss beside it")
+        if self.held_out is None and self.stop_after is not None:
+            raise ValueError("'stop_after' needs 'held_out': training stops by its loss")
+        return self
 
 
 def trained(spec: ModelSpec) -> ModelSpec:
@@ -64,4 +88,5 @@ Settings = TypeVar("Settings", bound=TrainingSettings)
 
 def rehearsed(settings: Settings) -> Settings:
     """Return the settings with eight steps of four short sequences: enough to see every part work."""
-    return settings.model_copy(update={"tokens": 2_048, "batch_tokens": 256, "micro_batch": None})
+    few = {"tokens": 2_048, "batch_tokens": 256, "micro_batch": None}
+    return settings.model_copy(update={**few, "held_out_rows": 4, "task_samples": 4, "evaluate_every": 0.5})

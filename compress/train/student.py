@@ -7,13 +7,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.data.tokens import PackedTokens
-from compress.models.checkpoint import DTYPES, load_model, save_model
+from compress.errors import InputError
+from compress.models.checkpoint import DTYPES, load_model, load_tokenizer, save_model
 from compress.models.pruning_map import copy_map
 from compress.models.spec import read_spec, stored_dtype
 from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome
 from compress.train.loop import fit
 from compress.train.settings import TrainingSettings
+from compress.train.tasks import WatchedTasks
+from compress.train.watch import Watch
 
 
 def train_student(
@@ -25,11 +28,34 @@ def train_student(
     """Train the parent's model by the objective built around it; write it in the parent's dtypes."""
     student = load_model(parent.path, dtype=torch.float32)
     data = PackedTokens.open(context.inputs["data"].path)
-    facts = fit(objective(student), student, data, settings, context)
+    watch = _watch(parent, settings, context)
+    facts = fit(objective(student), student, data, settings, context, watch)
     _store_like(read_spec(parent.path), student.to("cpu"))
     save_model(student, context.folder, like=parent.path)
     copy_map(parent.path, context.folder)
     return Outcome(spec=read_spec(context.folder), facts=facts)
+
+
+def _watch(parent: Artifact, settings: TrainingSettings, context: Context) -> Watch | None:
+    """Return what looks at held-out data and tasks. Raises `InputError` where that is the data learned from."""
+    if settings.held_out is None:
+        return None
+    held_out = context.inputs["held_out"]
+    if held_out.key == context.inputs["data"].key:
+        raise InputError(
+            f"held_out: '{settings.held_out}' and '{settings.data}' are the same rows; evaluate on others"
+        )
+    tasks = None
+    if settings.tasks:
+        tokenizer, folder = load_tokenizer(parent.path), context.partial / "tasks"
+        tasks = WatchedTasks(settings.tasks, settings.task_samples, tokenizer, folder, lambda: _heed(context))
+    return Watch(PackedTokens.open(held_out.path), settings, context, tasks)
+
+
+def _heed(context: Context) -> None:
+    """Stop where that is asked for: the last checkpoint is at most half a minute old."""
+    if context.stopping:
+        context.stop()
 
 
 def _store_like(spec: ModelSpec, student: PreTrainedModel) -> None:

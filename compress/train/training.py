@@ -1,9 +1,10 @@
 """A training under way: what one step does, and everything it changes."""
 
 import time
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compress.records import CurvePoint, JsonValue
@@ -13,6 +14,7 @@ from compress.train.numerics import Numerics
 from compress.train.optimizer import adamw, average_and_clip
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
+from compress.train.watch import Watch
 
 CURVE_POINTS = 200
 
@@ -30,9 +32,10 @@ class Training:
         settings: TrainingSettings,
         schedule: Schedule,
         numerics: Numerics,
+        watch: Watch | None = None,
     ) -> None:
         self._objective, self._student, self._batches = objective, student, batches
-        self._schedule, self._numerics = schedule, numerics
+        self._schedule, self._numerics, self._watch = schedule, numerics, watch
         self._max_grad_norm = settings.max_grad_norm
         self._optimizer = adamw(student, settings)
         self._stride = -(-schedule.num_steps // CURVE_POINTS)
@@ -40,13 +43,14 @@ class Training:
         self.step = 0
         self.seconds = 0.0
         self.num_resumed = 0
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[dict[str, Any]] = []
         self.recent = [0.0, 0.0, 0.0, 0.0]
         """Since the last point of the curve: steps, steps with something to learn, their summed losses, seconds."""
 
     @property
     def done(self) -> bool:
-        return self.step >= self._schedule.num_steps
+        """Whether all steps are taken, or the watch has seen enough."""
+        return self.step >= self._schedule.num_steps or (self._watch is not None and self._watch.stops)
 
     @property
     def num_tokens(self) -> int:
@@ -84,6 +88,27 @@ class Training:
         self._optimizer.step()
         self._advance(1.0, loss)
 
+    def look(self) -> None:
+        """Evaluate the student where that is due, and note it at the curve's point of this step."""
+        watch = self._watch
+        if watch is None or not watch.is_due(self.step, self._schedule.num_steps):
+            return
+        look = watch.look(self.step, self._objective, self._student, self.weights(), self._numerics)
+        if self.curve and self.curve[-1]["tokens"] == self.num_tokens:
+            self.curve[-1] |= {"held_out": look.held_out, "tasks": look.tasks}
+
+    def finish(self) -> None:
+        """Return to the weights of the lowest held-out loss where they were kept."""
+        if self._watch is not None and self._watch.best_weights:
+            self._load(self._watch.best_weights)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what training changes of the student: its parameters that learn, and its buffers."""
+        frozen = {
+            name for name, p in self._student.named_parameters(remove_duplicate=False) if not p.requires_grad
+        }
+        return {name: value for name, value in self._student.state_dict().items() if name not in frozen}
+
     def skip(self) -> None:
         """Pass over a step that has nothing to learn: weights and the optimizer's memory stay as they are."""
         self._advance(0.0, 0.0)
@@ -96,10 +121,14 @@ class Training:
         news = (1.0, num_losses, loss, seconds)
         self.recent = [a + b for a, b in zip(self.recent, news, strict=True)]
         # A stretch without a loss has no point: its steps count towards the next.
-        if (self.step % self._stride == 0 or self.done) and self.recent[1]:
-            point = CurvePoint(tokens=self.num_tokens, learning_rate=learning_rate, **self.figures())
-            self.curve.append(point.model_dump())
+        if (self.step % self._stride == 0 or self._ends_stretch()) and self.recent[1]:
+            point = {"tokens": self.num_tokens, "learning_rate": learning_rate, **self.figures()}
+            self.curve.append(CurvePoint.model_validate(point).model_dump())
             self.recent = [0.0, 0.0, 0.0, 0.0]
+
+    def _ends_stretch(self) -> bool:
+        last = self._schedule.num_steps
+        return self.step == last or (self._watch is not None and self._watch.is_due(self.step, last))
 
     def figures(self) -> dict[str, float]:
         """Return mean loss and speed since the last point of the curve, or at it; nothing before there is a loss."""
@@ -109,6 +138,10 @@ class Training:
             return {"loss": losses / num_losses, "tokens_per_second": speed}
         last = self.curve[-1] if self.curve else {}
         return {name: last[name] for name in ("loss", "tokens_per_second") if name in last}
+
+    def all_figures(self) -> dict[str, float]:
+        """Return what to show of the training under way: these figures, and what was seen at the last look."""
+        return self.figures() | (self._watch.figures if self._watch else {})
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what the record keeps."""
@@ -122,6 +155,8 @@ class Training:
             "resumed": self.num_resumed,
             "curve": self.curve,
         }
+        if self._watch is not None:
+            facts |= self._watch.facts(self._schedule.batch_tokens)
         if self._numerics.device != "cpu":
             facts["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
         return facts
@@ -129,19 +164,26 @@ class Training:
     def state(self) -> State:
         """Return all that the next step depends on."""
         return {
-            "student": self._student.state_dict(),
+            "student": self.weights(),
             "optimizer": self._optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self._numerics.device != "cpu" else [],
+            "watch": self._watch.state() if self._watch else {},
             **{name: getattr(self, name) for name in _COUNTERS},
         }
 
     def restore(self, state: State) -> None:
         """Become what `state` returned."""
-        self._student.load_state_dict(state["student"])
+        self._load(state["student"])
         self._optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if self._watch is not None:
+            self._watch.restore(state["watch"])
         for name in _COUNTERS:
             setattr(self, name, state[name])
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
+        unknown = self._student.load_state_dict(weights, strict=False).unexpected_keys
+        assert not unknown and weights.keys() == self.weights().keys(), "a checkpoint of another student"

@@ -1,0 +1,177 @@
+"""A training that is looked at on the way: the same weights, a record of what was seen, and an end in time."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from compress import plugins
+from compress.data.tasks import write_tasks
+from compress.errors import InputError
+from compress.measure import quality
+from compress.models.checkpoint import load_model, load_tokenizer
+from compress.records import Artifact, CurvePoint
+from compress.train import checkpoint, step
+from compress.train.objective import NextToken
+from compress.train.settings import TrainingSettings
+from compress.train.tasks import WatchedTasks
+from compress.train.watch import Watch, falls
+from tests.fakes import FakeContext
+from tests.train.inputs import InMemory, context, countable_ids, parent, payload, tokens
+from tests.train.test_resume import DiesAt, Killed, Stopped, StopsAt
+
+CONFIG = step.Config(
+    tokens=16 * 4 * 12, batch_tokens=16 * 4, learning_rate=3e-3, checkpoint_seconds=0, precision="fp32"
+)
+WATCHED = CONFIG.model_copy(
+    update={"held_out": "heldout", "held_out_rows": 5, "evaluate_every": 0.25, "task_samples": 6}
+)
+TASKS = WATCHED.model_copy(update={"tasks": ("world_sums", "world_facts")})
+DOWNWARDS = countable_ids(num=8).flip(1)
+"""What training on rows that count upwards soon unlearns."""
+
+
+@pytest.fixture(autouse=True)
+def checkpoint_every_step(monkeypatch):
+    monkeypatch.setattr(checkpoint, "WORK_PER_WRITE", 0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return parent(tmp_path_factory.mktemp("watched") / "parent", attention_dropout=0.1)
+
+
+def train(model, config, folder, kind=FakeContext, rows=DOWNWARDS):
+    held_out = tokens(folder.with_name("heldout"), rows).model_copy(update={"key": "heldout"})
+    given = context(folder, kind=kind, held_out=held_out)
+    return step.run(model, config, given), given
+
+
+def mean_loss(folder, ids_BT) -> float:
+    with torch.no_grad():
+        return float(load_model(folder, dtype=torch.float32)(input_ids=ids_BT, labels=ids_BT).loss)
+
+
+def test_looking_changes_no_bit_of_the_result(model, tmp_path):
+    step.run(model, CONFIG, context(tmp_path / "blind" / "result"))
+    train(model, TASKS, tmp_path / "watched" / "result")
+    assert payload(tmp_path / "blind" / "result") == payload(tmp_path / "watched" / "result")
+
+
+def test_what_was_seen_stands_at_its_points_of_the_curve(model, tmp_path):
+    outcome, given = train(model, WATCHED, tmp_path / "result")
+    points = [CurvePoint(**point) for point in outcome.facts["curve"]]
+    assert [point.tokens // 64 for point in points if point.held_out] == [3, 6, 9, 12]
+    before, after = mean_loss(model.path, DOWNWARDS[:5]), mean_loss(tmp_path / "result", DOWNWARDS[:5])
+    assert outcome.facts["before"]["held_out"]["loss"] == pytest.approx(before, rel=1e-5)
+    assert points[-1].held_out["loss"] == pytest.approx(after, rel=1e-5)
+    assert given.reports[-1][3]["held_out_loss"] == points[-1].held_out["loss"]
+
+
+@pytest.mark.parametrize(("kind", "end"), [(StopsAt, Stopped), (DiesAt, Killed)])
+def test_an_interrupted_training_sees_the_same(model, tmp_path, kind, end):
+    config = TASKS.model_copy(update={"stop_after": 2})
+    whole, _ = train(model, config, tmp_path / "whole" / "result")
+    with pytest.raises(end):
+        train(model, config, tmp_path / "cut" / "result", kind)
+    resumed, _ = train(model, config, tmp_path / "cut" / "result")
+    assert payload(tmp_path / "whole" / "result") == payload(tmp_path / "cut" / "result")
+    for name in ("before", "best_held_out_loss", "kept_tokens", "stopped_early"):
+        assert resumed.facts[name] == whole.facts[name]
+    seen = [[(p["tokens"], p["held_out"], p["tasks"]) for p in o.facts["curve"]] for o in (whole, resumed)]
+    assert seen[0] == seen[1]
+
+
+def test_it_stops_when_held_out_loss_rises_and_keeps_the_best_weights(model, tmp_path):
+    config = WATCHED.model_copy(update={"tokens": 16 * 4 * 200, "evaluate_every": 0.05, "stop_after": 2})
+    outcome, _ = train(model, config, tmp_path / "result")
+    facts = outcome.facts
+    assert facts["stopped_early"] and facts["tokens"] == facts["kept_tokens"] + 2 * 10 * 64 < 16 * 4 * 200
+    kept = mean_loss(tmp_path / "result", DOWNWARDS[:5])
+    assert kept == pytest.approx(facts["best_held_out_loss"], rel=1e-5)
+    assert facts["curve"][-1]["held_out"]["loss"] > kept + 1e-3
+
+
+def test_answers_are_those_that_measurement_finds(model, tmp_path):
+    outcome, _ = train(model, TASKS, tmp_path / "result")
+    (tmp_path / "demo").mkdir()
+    write_tasks(tmp_path / "demo")
+    given = FakeContext(
+        tmp_path / "measured", inputs={"tasks": Artifact(key="t", kind="tasks", path=tmp_path / "demo")}
+    )
+    result = Artifact(key="r", kind="hf", path=tmp_path / "result", spec=outcome.spec)
+    measured = quality.measure(result, quality.Config(tasks=TASKS.tasks, samples=6), given)
+    accuracy = {str(m.labels["task"]): m.value for m in measured if m.name == "accuracy"}
+    assert outcome.facts["curve"][-1]["tasks"] == pytest.approx(accuracy)
+
+
+def watched(tmp_path, losses, rights) -> list[str]:
+    """Look once a loss; return the warnings."""
+    given = FakeContext(tmp_path / "result")
+    watch = Watch(InMemory(countable_ids(num=1)), WATCHED, given)
+    for number, (loss, right) in enumerate(zip(losses, rights, strict=True)):
+        watch.note(number, {"loss": loss}, {"sums": [place < right for place in range(40)]}, {})
+    return given.warnings
+
+
+def test_a_task_that_falls_while_the_loss_improves_raises_the_alarm_once(tmp_path):
+    (warning,) = watched(tmp_path, [3.0, 2.0, 1.9, 1.8], [20, 30, 15, 14])
+    assert (
+        "'sums' fell from 75.0 % to 37.5 % of 40 items while the held-out loss fell from 2.000 to 1.900"
+        in warning
+    )
+
+
+def test_a_task_that_falls_with_the_model_or_by_chance_raises_none(tmp_path):
+    assert watched(tmp_path, [2.0, 3.0], [30, 10]) == []
+    assert watched(tmp_path, [2.0, 1.9], [30, 26]) == []
+
+
+def test_a_fall_is_told_from_chance_by_the_answers_that_changed():
+    before = [True] * 50 + [False] * 50
+    assert falls(before, [True] * 38 + [False] * 62)
+    churned = [False] * 26 + [True] * 24 + [True] * 14 + [False] * 36
+    assert sum(churned) == 38 and not falls(before, churned)
+    assert not falls(before, before) and not falls(before, [True] * 100)
+    assert falls([True] * 9, [False] * 9)
+
+
+class TellsOfIt(NextToken):
+    def held_out(self, batch):
+        loss, count = self(batch)
+        return {"loss": loss, "same_top": torch.tensor(count / 4)}, count
+
+
+def test_an_objective_may_tell_more_than_its_loss(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.train.objective.NextToken", TellsOfIt)
+    outcome, _ = train(model, WATCHED, tmp_path / "result")
+    assert outcome.facts["before"]["held_out"]["same_top"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"held_out": "recovery"}, "is the data learned from"),
+        ({"tasks": ("world_sums",)}, "'tasks' needs 'held_out'"),
+        ({"stop_after": 3}, "'stop_after' needs 'held_out'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        TrainingSettings(tokens=64, **settings)
+
+
+def test_held_out_data_is_an_edge_only_where_it_is_asked_for():
+    assert plugins.references_of(CONFIG) == {"data": "data"}
+    assert plugins.references_of(WATCHED) == {"data": "data", "held_out": "data"}
+
+
+def test_the_same_rows_under_another_name_are_refused(model, tmp_path):
+    rows = tokens(tmp_path / "tokens")
+    with pytest.raises(InputError, match="'heldout' and 'recovery' are the same rows"):
+        step.run(model, WATCHED, context(tmp_path / "result", held_out=rows))
+
+
+def test_a_task_without_accuracy_is_refused(model, tmp_path):
+    tasks = WatchedTasks(["world_text"], 2, load_tokenizer(model.path), tmp_path / "tasks")
+    with pytest.raises(InputError, match="'world_text' has no accuracy to watch"):
+        tasks.answers(load_model(model.path))
