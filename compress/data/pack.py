@@ -1,38 +1,39 @@
-"""Texts → token ids → equal rows on disk, streaming: memory holds one batch of documents.
+"""Documents → token ids → equal rows on disk, streaming: memory holds one batch of documents.
 
-Documents are joined as the tokenizer marks them, ``BOS text EOS BOS text EOS …`` (either mark only where the
-tokenizer has it), and the stream is cut into rows without padding; a rest too short for a row is dropped.
+Documents are joined (`compress.data.encode` says with which marks between them) and the stream is cut into rows
+without padding; a rest too short for a row is dropped. Where each document begins, and what is to be learned where
+that is not everything, is kept beside the ids.
 """
 
 import json
 from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from compress import plugins
+from compress.data.files import require_file
+from compress.data.sources import is_endless
 from compress.errors import InputError
 from compress.plugins import Context, StepConfig
 from compress.records import Artifact, JsonValue, Outcome
 
 if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PreTrainedTokenizerBase
+    from compress.data.encode import Encoded, Encoder
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("tokenizer", "hf")
 PRODUCES = "tokens"
 
-BATCH_DOCUMENTS = 256
+REPORT_EVERY = 256
+"""Documents between two reports of progress."""
 
 
 class Config(StepConfig):
     """Which texts to pack, and into what."""
 
     source: str
-    """A file of ``compress/data/sources``: ``demo``, ``text``, ``jsonl`` or ``hf``."""
+    """A file of ``compress/data/sources``, such as ``demo``, ``text``, ``jsonl``, ``parquet``, ``hf``, ``mixture``."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """The source's own settings."""
     sequence_length: int = Field(ge=2)
@@ -41,6 +42,8 @@ class Config(StepConfig):
     """Rows to make; ``None`` leaves it to `tokens`, or to the source's end."""
     tokens: int | None = Field(default=None, ge=1)
     """Tokens to make, rounded up to whole rows. With `samples` the smaller counts."""
+    chat_template: str | None = None
+    """A file with the chat template for conversations; ``None`` is the tokenizer's."""
 
     @property
     def wanted_rows(self) -> int | None:
@@ -50,66 +53,70 @@ class Config(StepConfig):
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:
-    """Write ``tokens.bin`` and ``tokens.json`` with the parent's tokenizer.
+    """Write the rows and their marks with the parent's tokenizer, and ``tokens.json`` last.
 
-    Raises `InputError` for text too short for one row, ids the parent model has no embedding for, and an
-    endless source without a number of rows. A source shorter than asked warns.
+    Raises `InputError` for text too short for one row, ids the parent model has no embedding for, conversations the
+    chat template cannot render or that hold no answer, and an endless source without a number of rows. A source
+    shorter than asked warns.
     """
-    source = plugins.load("data.sources", config.source)
-    if config.wanted_rows is None and getattr(source, "ENDLESS", False):
-        raise InputError(f"the source '{config.source}' never ends: give `samples` or `tokens`")
-    texts = source.texts(source.Config.model_validate(config.settings), context.seed)
-    facts = _write(texts, load_tokenizer(parent.path), _embedding_rows(parent), config, context)
+    from compress.data.encode import Encoder, load_tokenizer
+
+    template = None
+    if config.chat_template is not None:
+        template = require_file(config.chat_template).read_text(encoding="utf-8")
+    tokenizer = load_tokenizer(parent.path)
+    encoder = Encoder(tokenizer, _embedding_rows(parent), template)
+    vocabulary = max(tokenizer.get_vocab().values()) + 1
+    facts = _write(_documents(config, context.seed, encoder), vocabulary, config, context)
+    if template is not None and not encoder.used_chat_template:
+        context.warn(f"the source '{config.source}' holds no conversations: `chat_template` was of no use")
     (context.folder / "tokens.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return Outcome(facts=facts)
-
-
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a folder. Raises `InputError` where there is none that plain loading reads."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"no tokenizer can be loaded from {folder}: {error}") from error
 
 
 def _embedding_rows(parent: Artifact) -> int | None:
     return None if parent.spec is None else parent.spec.config.get("vocab_size")
 
 
+def _documents(config: Config, seed: int, encoder: "Encoder") -> "Iterator[Encoded]":
+    """Yield the source's documents, encoded; a mixture's are mixed here, where their tokens can be counted."""
+    from compress.data.interleave import Stream, interleave
+
+    source = plugins.load("data.sources", config.source)
+    settings = source.Config.model_validate(config.settings)
+    if config.wanted_rows is None and is_endless(source, settings):
+        raise InputError(f"the source '{config.source}' never ends: give `samples` or `tokens`")
+    if not hasattr(source, "parts"):
+        return encoder.encode(source.documents(settings, seed))
+    streams = [
+        Stream(part.name, part.weight, lambda passes, read=part.read: encoder.encode(read(passes)))  # type: ignore[misc]
+        for part in source.parts(settings, seed)
+    ]
+    return interleave(streams, repeat=settings.on_end == "repeat")
+
+
 def _write(
-    texts: Iterator[str],
-    tokenizer: "PreTrainedTokenizerBase",
-    embedding_rows: int | None,
-    config: Config,
-    context: Context,
+    documents: "Iterator[Encoded]", vocabulary: int, config: Config, context: Context
 ) -> dict[str, JsonValue]:
-    """Write ``tokens.bin`` and return what ``tokens.json`` says of it."""
+    """Write everything but ``tokens.json`` and return what that says."""
+    from compress.data.row_writer import RowWriter
     from compress.data.tokens import id_dtype
 
-    length, wanted = config.sequence_length, config.wanted_rows
-    dtype = id_dtype(max(tokenizer.get_vocab().values()) + 1)
-    documents = tokens = text_bytes = 0
-    with (context.folder / "tokens.bin").open("wb") as file:
-        for text, ids in _encode(texts, tokenizer, embedding_rows):
-            file.write(ids.astype(dtype).tobytes())
-            documents, tokens, text_bytes = documents + 1, tokens + len(ids), text_bytes + len(text.encode())
-            if documents % BATCH_DOCUMENTS == 0:
-                context.progress(tokens, max(tokens, (wanted or 0) * length), "tokens")
-            if wanted is not None and tokens >= wanted * length:
+    wanted_tokens = (config.wanted_rows or 0) * config.sequence_length
+    with RowWriter(context.folder, config.sequence_length, id_dtype(vocabulary)) as writer:
+        for document in documents:
+            writer.write(document)
+            if writer.num_documents % REPORT_EVERY == 0:
+                context.progress(writer.num_tokens, max(writer.num_tokens, wanted_tokens), "tokens")
+            if wanted_tokens and writer.num_tokens >= wanted_tokens:
                 break
-        rows = _num_rows(tokens, config, context)
-        file.truncate(rows * length * dtype.itemsize)
-    return {
-        "num_sequences": rows,
-        "sequence_length": length,
-        "dtype": dtype.str,
-        "documents": documents,
-        "tokens": rows * length,
-        # The rest that fills no row is taken off in proportion: text has no byte where a row ends.
-        "text_bytes": round(text_bytes * rows * length / tokens),
-    }
+        facts = writer.finish(_num_rows(writer.num_tokens, config, context))
+    if facts["learned_tokens"] == 0:
+        raise InputError(
+            f"the source '{config.source}' holds nothing to learn: no message of its conversations has the role "
+            "'assistant', or the chat template marks none"
+        )
+    return facts
 
 
 def _num_rows(tokens: int, config: Config, context: Context) -> int:
@@ -126,23 +133,3 @@ def _num_rows(tokens: int, config: Config, context: Context) -> int:
         "fewer are used"
     )
     return rows
-
-
-def _encode(
-    texts: Iterator[str], tokenizer: "PreTrainedTokenizerBase", embedding_rows: int | None
-) -> Iterator[tuple[str, "np.ndarray[Any, Any]"]]:
-    """Yield each text with its ids between the tokenizer's marks."""
-    import numpy as np
-
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    while batch := list(islice(texts, BATCH_DOCUMENTS)):
-        encoded = tokenizer(batch, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        for text, ids in zip(batch, encoded, strict=True):
-            row = np.array([*bos, *ids, *eos], dtype=np.int64)
-            if embedding_rows is not None and row.max(initial=0) >= embedding_rows:
-                raise InputError(
-                    f"the tokenizer does not fit the model: it has {len(tokenizer)} ids (met: {row.max()}), "
-                    f"the model's vocabulary {embedding_rows}"
-                )
-            yield text, row

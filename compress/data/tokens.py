@@ -1,11 +1,12 @@
 """Token ids as a flat memory-mapped file of equal rows: what training and calibration read.
 
-A folder holds ``tokens.bin`` (little-endian, ``[num_sequences, sequence_length]``) and ``tokens.json``, which
-is written last. Rows are read where they lie, so a corpus far larger than memory costs none.
+A folder holds ``tokens.bin`` (little-endian, ``[num_sequences, sequence_length]``), the marks that ``tokens.json``
+names (`compress.data.marks`), and ``tokens.json``, which is written last. Rows are read where they lie, so a corpus
+far larger than memory costs none.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from compress.data.batch import Batch
+from compress.data.marks import LEARNED, STARTS, Marks, positions
 from compress.errors import InputError
 
 BIN, JSON = "tokens.bin", "tokens.json"
@@ -29,8 +31,9 @@ def id_dtype(vocabulary: int) -> np.dtype[Any]:
 class PackedTokens:
     """Rows of token ids, all of one length."""
 
-    def __init__(self, ids: Ids) -> None:
+    def __init__(self, ids: Ids, marks: Mapping[str, Marks] | None = None) -> None:
         self._ids = ids
+        self._marks = marks or {}
 
     @classmethod
     def open(cls, folder: Path) -> "PackedTokens":
@@ -44,7 +47,8 @@ class PackedTokens:
         expected = shape[0] * shape[1] * dtype.itemsize
         if (size := (folder / BIN).stat().st_size) != expected:
             raise InputError(f"{folder / BIN} has {size} bytes where {JSON} promises {expected}")
-        return cls(np.memmap(folder / BIN, dtype=dtype, mode="r", shape=shape))
+        marks = {name: Marks.open(folder / name, *shape) for name in facts.get("marks", ())}
+        return cls(np.memmap(folder / BIN, dtype=dtype, mode="r", shape=shape), marks)
 
     @property
     def num_sequences(self) -> int:
@@ -63,8 +67,30 @@ class PackedTokens:
         return torch.from_numpy(self._ids[list(indices)].astype(np.int64))
 
     def learning_batch(self, indices: Sequence[int]) -> Batch:
-        """Return the rows of these indices with their marks."""
-        return Batch(self.batch(indices), rows=torch.tensor(list(indices), dtype=torch.int64))
+        """Return the rows of these indices with their marks.
+
+        It has positions only where a document begins within a row, and says what is learned only where something is
+        not: without them attention and loss take their fastest ways.
+        """
+        numbers = list(indices)
+        return Batch(
+            self.batch(numbers),
+            self._positions(numbers),
+            self._learned(numbers),
+            torch.tensor(numbers, dtype=torch.int64),
+        )
+
+    def _positions(self, indices: list[int]) -> Tensor | None:
+        if STARTS not in self._marks:
+            return None
+        starts = self._marks[STARTS].rows(indices)
+        return torch.from_numpy(positions(starts)) if starts[:, 1:].any() else None
+
+    def _learned(self, indices: list[int]) -> Tensor | None:
+        if LEARNED not in self._marks:
+            return None
+        learned = self._marks[LEARNED].rows(indices)
+        return None if learned.all() else torch.from_numpy(learned)
 
 
 def order(num_sequences: int, seed: int, epoch: int) -> Tensor:

@@ -97,8 +97,14 @@ def _message(
             for n, f in m.model_fields.items()
             if key in (n, f.alias)
         ]
-        return missing_key(key, str(path[-1]) if path else owner, fields[0].description if fields else None)
+        return missing_key(key, _whole(path) or owner, fields[0].description if fields else None)
     found = describe(details["input"])
+    if kind == "union_tag_not_found":
+        return missing_key(context["discriminator"].strip("'"), _whole(path))
+    if kind == "union_tag_invalid":
+        choices = context["expected_tags"].replace("'", "").split(", ")
+        key, tag = context["discriminator"].strip("'"), str(context["tag"])
+        return f"{key} cannot be '{tag}'{nearest(tag, choices)} Allowed: {', '.join(choices)}"
     if kind in _LIMITS:
         limits = {key: int(n) if isinstance(n, float) and n.is_integer() else n for key, n in context.items()}
         return f"{_LIMITS[kind].format(**limits)}, found {context.get('actual_length', found)}"
@@ -107,6 +113,12 @@ def _message(
     )
     is_told = isinstance(details["input"], dict | list) or "found" in said or str(details["input"]) in said
     return said if is_told else f"{said}, found {found}"
+
+
+def _whole(path: KeyPath) -> str:
+    """Return what to call the mapping at a path, or nothing for the top."""
+    is_entry = len(path) > 1 and isinstance(path[-1], int)
+    return f"an entry of {path[-2]}" if is_entry else str(path[-1]) if path else ""
 
 
 def _wanted(details: ErrorDetails) -> str:

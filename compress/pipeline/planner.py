@@ -120,12 +120,21 @@ class Builder:
                 sequence_length=entry.sequence_length,
                 samples=entry.samples,
                 tokens=entry.tokens,
+                chat_template=None if entry.chat_template is None else str(entry.chat_template),
             )
-        source = plugins.load("data.sources", config.source)
-        content = config.model_dump(mode="json", exclude={"settings"})
-        content["digest"] = source.digest(source.Config.model_validate(config.settings))
+        content = self._data_content(config)
         self.add(node_name, "data.pack", config, "data", parent=tokenizer, seed=seed, content=content)
         return node_name
+
+    def _data_content(self, config: Any) -> dict[str, Any]:
+        """Return what stands in the key for data: what its source and its chat template hold, not where they are."""
+        source: Any = plugins.load("data.sources", config.source)
+        content: dict[str, Any] = config.model_dump(mode="json", exclude={"settings", "chat_template"})
+        content["source version"] = source.VERSION
+        content["digest"] = source.digest(source.Config.model_validate(config.settings))
+        if config.chat_template is not None:
+            content["chat_template"] = plugins.internal("data.files").digest_files([config.chat_template])
+        return content
 
     def _tokenizer_of(self, model: str) -> str:
         """Return the node whose tokenizer a model reads: the nearest ancestor whose step rewrote it."""
@@ -163,8 +172,23 @@ class Builder:
             inputs[field] = self.add_data(name, model=parent) if to == "data" else name
         for field, prepared in plugins.prepared(module, config).items():
             assert field not in type(config).model_fields, f"'{field}' is prepared and a setting"
-            inputs[field] = self._add_prepared(prepared, parent)
+            inputs[field] = self._add_prepared(prepared, self._made_from(prepared, config, parent))
         return inputs
+
+    def _made_from(self, prepared: Prepared, config: StepConfig, parent: str) -> str:
+        """Return the model that prepared work is done on. Raises `InputError` where it is another that does not fit."""
+        if prepared.on is None:
+            return parent
+        other: str = getattr(config, prepared.on)
+        if (kind := self.nodes[other].kind) not in (accepts := plugins.internal(prepared.use).ACCEPTS):
+            raise InputError(f"{prepared.use} needs {' or '.join(accepts)}, but `{prepared.on}: {other}` is {kind}")
+        reads_data = "data" in plugins.references_of(prepared.config).values()
+        if reads_data and self._tokenizer_of(other) != self._tokenizer_of(parent):
+            raise InputError(
+                f"what {prepared.use} makes of '{other}' is of text in that model's tokens, and '{parent}' has another "
+                f"vocabulary (of '{self._tokenizer_of(parent)}')"
+            )
+        return other
 
     def _add_prepared(self, prepared: Prepared, parent: str) -> str:
         """Add the node a step asks for before it runs, unless one of the same key is there; return its name."""

@@ -144,7 +144,8 @@ class _Reader:
             rest = {key: value for key, value in entry.items() if key not in _DATA_KEYS}
             settings = self.validate(source.Config, rest, path, f"data source {module}", _DATA_KEYS)
             head = self.validate(DataShape, own, path, "a data source")
-            if getattr(source, "ENDLESS", False) and not {"samples", "tokens"} & own.keys():
+            is_limited = bool({"samples", "tokens"} & own.keys())
+            if settings is not None and not is_limited and _is_endless(source, settings):
                 self.complain(
                     path, f"the source '{module}' never ends; say how much to take with samples or tokens"
                 )
@@ -274,6 +275,10 @@ class _Reader:
         else:
             said = f"'{name}' comes later in the file; a step builds on what stands above it."
         self.complain(path, f"{said} Allowed: {', '.join(earlier)}")
+
+
+def _is_endless(source: Any, settings: Any) -> bool:
+    return bool(plugins.internal("data.sources").is_endless(source, settings))
 
 
 def _mapping(value: object) -> dict[str, Any]:

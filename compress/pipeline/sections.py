@@ -136,13 +136,17 @@ class DataShape(Section):
     """What every data source has, whatever it reads."""
 
     source: str
-    """Where the text comes from: a file of compress/data/sources, such as `demo`, `text`, `jsonl` or `hf`."""
+    """Where the text comes from: a file of compress/data/sources, such as `demo`, `text`, `jsonl`, `parquet`, `hf` or
+    `mixture`."""
     sequence_length: int = Field(ge=2)
     """Tokens in a row; texts are joined and cut into rows without padding."""
     samples: Positive | None = None
     """Rows to take at most."""
     tokens: Count | None = None
     """Tokens to take at most, such as 20M."""
+    chat_template: Path | None = None
+    """A file with the chat template (Jinja) that conversations are written with. Left out: the tokenizer's own. One
+    that marks the answers with `{% generation %}` says what is learned; with any other it is each assistant's turn."""
 
 
 class DataSource(DataShape):

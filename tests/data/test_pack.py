@@ -1,15 +1,34 @@
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from compress.data import pack
 from compress.data.tokens import PackedTokens
 from compress.errors import InputError
 from compress.records import ModelSpec
+from tests.data.chats import MESSAGES, PLAIN
 from tests.fakes import FakeContext
 
 POEM = "one two three\nfour\n\nfive six\n\n\nseven"
+
+
+def packed_by(parent, context, **settings):
+    outcome = pack.run(parent, pack.Config(**settings), context)
+    assert outcome.facts == json.loads((context.folder / "tokens.json").read_text())
+    return PackedTokens.open(context.folder)
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """A file with a conversation, a text and the conversation again, and a chat template beside it."""
+    lines = ({"said": list(MESSAGES)}, {"said": "plain text"}, {"said": list(MESSAGES)})
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "chat.jinja").write_text(PLAIN)
+    settings = {"paths": [str(tmp_path / "chats.jsonl")], "field": "said"}
+    return {"source": "jsonl", "settings": settings, "chat_template": str(tmp_path / "chat.jinja")}
 
 
 @pytest.fixture
@@ -89,3 +108,108 @@ def test_a_tokenizer_without_marks_joins_texts_bare(byte_tokenizer, context, tmp
     parent = byte_tokenizer.model_copy(update={"path": tmp_path})
     pack.run(parent, pack.Config(**poem, sequence_length=4), context)
     assert 0 not in PackedTokens.open(context.folder).rows(0, 8)
+
+
+def test_a_batch_says_where_documents_begin(byte_tokenizer, context, poem):
+    packed = packed_by(byte_tokenizer, context, **poem, sequence_length=9)
+    batch = packed.learning_batch(range(packed.num_sequences))
+    whole = "<s>one two three\nfour</s><s>five six</s><s>seven</s>"
+    begins = (batch.ids == 0).flatten()
+    assert AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(batch.ids.flatten()) == whole[:-4]
+    positions = batch.positions.flatten().tolist()
+    for place, position in enumerate(positions):
+        assert position == (0 if begins[place] or place % 9 == 0 else positions[place - 1] + 1)
+    assert batch.learned is None
+    assert batch.is_target.sum() == batch.ids[:, 1:].numel() - begins.view(4, 9)[:, 1:].sum()
+
+
+def test_rows_within_one_document_have_no_positions(byte_tokenizer, context, poem):
+    packed = packed_by(byte_tokenizer, context, **poem, sequence_length=9)
+    assert packed.learning_batch([0, 1]).positions is None
+    assert packed.learning_batch([0, 2]).positions is not None
+    assert packed.learning_batch([0, 1]).is_target is None
+
+
+def test_ids_are_the_same_with_or_without_marks(byte_tokenizer, context, poem):
+    packed = packed_by(byte_tokenizer, context, **poem, sequence_length=9)
+    facts = json.loads((context.folder / "tokens.json").read_text())
+    del facts["marks"]
+    (context.folder / "tokens.json").write_text(json.dumps(facts))
+    plain = PackedTokens.open(context.folder).learning_batch([3, 0])
+    assert plain.positions is None and plain.learned is None
+    assert torch.equal(plain.ids, packed.learning_batch([3, 0]).ids)
+
+
+def test_conversations_are_packed_with_what_is_to_be_learned(byte_tokenizer, context, chats):
+    packed = packed_by(byte_tokenizer, context, **chats, sequence_length=16)
+    batch = packed.learning_batch(range(packed.num_sequences))
+    tokenizer = AutoTokenizer.from_pretrained(byte_tokenizer.path)
+    answers = "In Arlen.</s>  15 🙂!</s>"
+    assert tokenizer.decode(batch.ids[batch.learned]).startswith(f"{answers}<s>plain text</s>{answers[:13]}")
+    facts = json.loads((context.folder / "tokens.json").read_text())
+    assert facts["learned_tokens"] == batch.learned.sum() < facts["tokens"]
+    assert context.warnings == []
+
+
+def test_a_batch_in_which_all_is_learned_says_nothing_of_it(byte_tokenizer, context, chats):
+    packed = packed_by(byte_tokenizer, context, **chats, sequence_length=4)
+    learned = packed.learning_batch(range(packed.num_sequences)).learned
+    rows = learned.all(1).nonzero().flatten().tolist()
+    assert rows and packed.learning_batch(rows).learned is None
+    assert packed.learning_batch([*rows, 0]).learned.sum() == len(rows) * 4
+
+
+def test_where_everything_is_learned_no_file_says_so(byte_tokenizer, context, poem):
+    packed_by(byte_tokenizer, context, **poem, sequence_length=4)
+    assert sorted(file.name for file in context.folder.iterdir()) == [
+        "starts.bin",
+        "tokens.bin",
+        "tokens.json",
+    ]
+
+
+def test_conversations_without_an_answer_are_refused(byte_tokenizer, context, chats):
+    line = json.dumps({"said": [{"role": "user", "content": "hi"}] * 9})
+    Path(chats["settings"]["paths"][0]).write_text(line)
+    with pytest.raises(InputError, match=r"holds nothing to learn: no message .* has the role 'assistant'"):
+        packed_by(byte_tokenizer, context, **chats, sequence_length=16)
+
+
+def test_a_chat_template_without_conversations_is_told_to_be_of_no_use(byte_tokenizer, context, chats, poem):
+    packed_by(byte_tokenizer, context, **{**chats, **poem}, sequence_length=4)
+    assert "holds no conversations: `chat_template` was of no use" in context.warnings[0]
+
+
+def test_a_mixture_is_packed_by_its_shares_of_tokens(byte_tokenizer, context, poem):
+    mixture = {
+        "parts": [{"source": "text", "weight": 3, **poem["settings"]}, {"source": "demo", "weight": 1}],
+        "on_end": "repeat",
+    }
+    packed = packed_by(
+        byte_tokenizer, context, source="mixture", settings=mixture, sequence_length=64, samples=400
+    )
+    ids = packed.rows(0, 400).flatten()
+    text = AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(ids)
+    verses = ("one two three\nfour", "five six", "seven")
+    of_the_poem = sum(text.count(f"<s>{verse}</s>") * (len(verse) + 2) for verse in verses)
+    assert of_the_poem / len(ids) == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_mixture_is_the_same_for_the_same_seed_and_ends_with_its_first_part(byte_tokenizer, tmp_path, poem):
+    parts = [{"source": "text", **poem["settings"]}, {"source": "demo"}, {"source": "demo"}]
+    made = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        context = FakeContext(tmp_path / name, seed=seed)
+        packed_by(byte_tokenizer, context, source="mixture", settings={"parts": parts}, sequence_length=8)
+        made.append((context.folder / "tokens.bin").read_bytes())
+    assert made[0] == made[1] != made[2]
+    text = AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(list(made[0][::2]))
+    documents = text.split("<s>")[1:]
+    assert "five six</s>" in documents
+    assert len(set(documents)) == len(documents)  # two parts of one source have seeds of their own
+
+
+def test_a_repeated_mixture_needs_a_number(byte_tokenizer, context):
+    settings = {"parts": [{"source": "demo"}, {"source": "demo"}]}
+    with pytest.raises(InputError, match="'mixture' never ends: give `samples` or `tokens`"):
+        packed_by(byte_tokenizer, context, source="mixture", settings=settings, sequence_length=8)

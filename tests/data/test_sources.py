@@ -1,13 +1,19 @@
+import json
 import subprocess
 import sys
 
+import pyarrow
 import pytest
 from datasets import Dataset
+from pyarrow.parquet import write_table
 from pydantic import ValidationError
 
 from compress import plugins
-from compress.data.sources import demo, hf, jsonl, text
+from compress.data.conversation import Conversation
+from compress.data.sources import demo, hf, is_endless, jsonl, mixture, parquet, text
 from compress.errors import InputError
+
+MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 
 SOURCES = plugins.available("data.sources")
 
@@ -17,7 +23,8 @@ def test_a_source_keeps_the_contract(name):
     source = plugins.load("data.sources", name)
     assert issubclass(source.Config, plugins.StepConfig)
     assert isinstance(source.VERSION, int)
-    assert callable(source.texts) and callable(source.digest)
+    assert callable(source.digest)
+    assert hasattr(source, "documents") != hasattr(source, "parts")
     for field, info in source.Config.model_fields.items():
         assert info.description, f"{name}.{field} is not documented"
 
@@ -40,14 +47,14 @@ def test_blank_lines_part_documents(tmp_path):
     path = tmp_path / "a.md"
     path.write_text("# Title\nline\n \n\n  indented\nmore\n")
     config = text.Config(paths=(str(path),))
-    assert list(text.texts(config, 0)) == ["# Title\nline", "  indented\nmore"]
+    assert list(text.documents(config, 0)) == ["# Title\nline", "  indented\nmore"]
 
 
 def test_each_file_can_be_a_document(tmp_path):
     for name in "ab":
         (tmp_path / name).write_text(f"{name}\n\n{name}")
     config = text.Config(paths=(str(tmp_path / "b"), str(tmp_path / "a")), documents="files")
-    assert list(text.texts(config, 0)) == ["b\n\nb", "a\n\na"]
+    assert list(text.documents(config, 0)) == ["b\n\nb", "a\n\na"]
 
 
 def test_a_digest_follows_the_content_and_not_the_path(tmp_path):
@@ -59,9 +66,9 @@ def test_a_digest_follows_the_content_and_not_the_path(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     missing = str(tmp_path / "nothing.txt")
-    for source in (text, jsonl):
+    for source in (text, jsonl, parquet):
         with pytest.raises(InputError, match=r"nothing\.txt"):
-            next(source.texts(source.Config(paths=(missing,)), 0))
+            next(source.documents(source.Config(paths=(missing,)), 0))
         with pytest.raises(InputError, match=r"nothing\.txt"):
             source.digest(source.Config(paths=(missing,)))
 
@@ -69,13 +76,13 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "latin").write_bytes("é".encode("latin-1"))
     with pytest.raises(InputError, match="not UTF-8"):
-        next(text.texts(text.Config(paths=(str(tmp_path / "latin"),)), 0))
+        next(text.documents(text.Config(paths=(str(tmp_path / "latin"),)), 0))
 
 
 def test_json_lines_yield_their_field(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "one"}\n\n{"body": "two", "id": 2}\n')
-    assert list(jsonl.texts(jsonl.Config(paths=(str(path),), field="body"), 0)) == ["one", "two"]
+    assert list(jsonl.documents(jsonl.Config(paths=(str(path),), field="body"), 0)) == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -84,14 +91,14 @@ def test_json_lines_yield_their_field(tmp_path):
         ("{", r"a\.jsonl:2: not JSON"),
         ("[1]", r"a\.jsonl:2: not a JSON object but list"),
         ('{"txt": "x"}', r"no field 'text'; did you mean 'txt'"),
-        ('{"text": 3}', r"holds no text but int"),
+        ('{"text": 3}', r"a\.jsonl:2: the field 'text' holds neither text nor a list of messages but int"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "fine"}\n' + line + "\n")
     with pytest.raises(InputError, match=message):
-        list(jsonl.texts(jsonl.Config(paths=(str(path),)), 0))
+        list(jsonl.documents(jsonl.Config(paths=(str(path),)), 0))
 
 
 def test_the_demo_source_tells_its_splits_apart():
@@ -103,7 +110,7 @@ def test_the_demo_source_tells_its_splits_apart():
 
 def test_a_full_commit_identifies_a_hub_dataset_without_a_network():
     config = hf.Config(id="owner/name", revision="0" * 40)
-    assert hf.digest(config) == f"owner/name@{'0' * 40}:None:train:text"
+    assert hf.digest(config) == f"owner/name@{'0' * 40}:None:train:text:shuffled whole"
 
 
 def test_a_hub_out_of_reach_is_a_clear_error(monkeypatch):
@@ -115,20 +122,135 @@ def test_a_hub_out_of_reach_is_a_clear_error(monkeypatch):
 def test_a_dataset_out_of_reach_is_a_clear_error(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", _unreachable)
     with pytest.raises(InputError, match="the dataset 'owner/name' cannot be read: no route"):
-        next(hf.texts(hf.Config(id="owner/name", revision="0" * 40), 0))
+        next(hf.documents(hf.Config(id="owner/name", revision="0" * 40), 0))
 
 
 def test_a_hub_dataset_yields_its_column_in_a_seeded_order(monkeypatch):
     rows = Dataset.from_dict({"body": [str(i) for i in range(20)]})
     monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: rows)
     config = hf.Config(id="owner/name", revision="0" * 40, field="body")
-    drawn = list(hf.texts(config, seed=1))
+    drawn = list(hf.documents(config, seed=1))
     assert sorted(drawn, key=int) == [str(i) for i in range(20)] != drawn
-    assert drawn == list(hf.texts(config, seed=1)) != list(hf.texts(config, seed=2))
-    assert next(hf.texts(config.model_copy(update={"shuffle": False}), seed=1)) == "0"
+    assert drawn == list(hf.documents(config, seed=1)) != list(hf.documents(config, seed=2))
+    assert next(hf.documents(config.model_copy(update={"shuffle": False}), seed=1)) == "0"
     with pytest.raises(InputError, match=r"no column 'text'.*There are: body"):
-        next(hf.texts(config.model_copy(update={"field": "text"}), seed=1))
+        next(hf.documents(config.model_copy(update={"field": "text"}), seed=1))
 
 
 def _unreachable(*args, **kwargs):
     raise ConnectionError("no route\nto the hub")
+
+
+def test_json_lines_and_hub_datasets_hold_conversations_too(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"said": MESSAGES}) + "\n" + json.dumps({"said": "text"}) + "\n")
+    config = jsonl.Config(paths=(str(path),), field="said")
+    conversation = Conversation(tuple(MESSAGES), f"{path}:1: the field 'said'")
+    assert list(jsonl.documents(config, 0)) == [conversation, "text"]
+    rows = Dataset.from_dict({"said": [MESSAGES]})
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: rows)
+    (drawn,) = hf.documents(hf.Config(id="owner/name", revision="0" * 40, field="said"), 0)
+    assert drawn.messages == tuple(MESSAGES)
+    assert drawn.where == "the dataset 'owner/name', row 1 drawn: the column 'said'"
+
+
+def table(path, **columns):
+    write_table(pyarrow.table(columns), path, row_group_size=2)
+    return parquet.Config(paths=(str(path),), field=next(iter(columns)))
+
+
+def test_parquet_files_yield_their_column_across_row_groups(tmp_path):
+    config = table(tmp_path / "a.parquet", body=[f"{i}" for i in range(5)], number=list(range(5)))
+    assert list(parquet.documents(config, 0)) == ["0", "1", "2", "3", "4"]
+
+
+def test_parquet_columns_hold_conversations_and_empty_keys_are_left_out(tmp_path):
+    said = [MESSAGES, [{**MESSAGES[0], "name": "Mira"}, MESSAGES[1]]]
+    first, second = parquet.documents(table(tmp_path / "a.parquet", said=said), 0)
+    assert first.messages == tuple(MESSAGES)
+    assert second.messages[0]["name"] == "Mira"
+
+
+def test_a_parquet_column_that_is_not_there_names_the_nearest(tmp_path):
+    config = table(tmp_path / "a.parquet", text=["x"]).model_copy(update={"field": "txt"})
+    with pytest.raises(
+        InputError, match=r"a\.parquet: no column 'txt'; did you mean 'text'\? There are: text"
+    ):
+        next(parquet.documents(config, 0))
+
+
+def test_a_parquet_row_without_text_is_named(tmp_path):
+    config = table(tmp_path / "a.parquet", text=["x", "y", None])
+    with pytest.raises(InputError, match=r"a\.parquet, row 3: the column 'text' holds neither text nor"):
+        list(parquet.documents(config, 0))
+
+
+def test_a_file_that_is_not_parquet_is_refused(tmp_path):
+    (tmp_path / "a.parquet").write_text("text")
+    with pytest.raises(InputError, match=r"a\.parquet cannot be read as Parquet"):
+        next(parquet.documents(parquet.Config(paths=(str(tmp_path / "a.parquet"),)), 0))
+
+
+def test_a_column_is_part_of_what_parquet_and_json_lines_are_known_by(tmp_path):
+    config = table(tmp_path / "a.parquet", text=["x"], other=["y"])
+    assert parquet.digest(config) != parquet.digest(config.model_copy(update={"field": "other"}))
+    assert jsonl.digest(jsonl.Config(paths=config.paths)) != jsonl.digest(
+        jsonl.Config(paths=config.paths, field="other")
+    )
+
+
+def test_where_documents_end_is_part_of_what_text_is_known_by(tmp_path):
+    (tmp_path / "a").write_text("x")
+    config = text.Config(paths=(str(tmp_path / "a"),))
+    assert text.digest(config) != text.digest(config.model_copy(update={"documents": "files"}))
+
+
+def test_the_order_is_part_of_what_a_hub_dataset_is_known_by():
+    config = hf.Config(id="owner/name", revision="0" * 40)
+    ways = [{}, {"shuffle": False}, {"streaming": True}, {"streaming": True, "shuffle": False}]
+    whole, as_it_is, buffered, streamed = (hf.digest(config.model_copy(update=way)) for way in ways)
+    assert len({whole, as_it_is, buffered}) == 3
+    assert streamed == as_it_is
+
+
+def mixed(*parts, **settings):
+    return mixture.Config.model_validate({"parts": parts, **settings})
+
+
+def test_a_mixture_takes_every_other_source_with_its_settings():
+    assert sorted([*mixture.SOURCES, "mixture"]) == SOURCES
+    config = mixed({"source": "jsonl", "paths": ["a"], "field": "f"}, {"source": "demo", "weight": 2})
+    assert isinstance(config.parts[0], jsonl.Config) and config.parts[0].field == "f"
+    assert isinstance(config.parts[1], demo.Config) and config.parts[1].weight == 2
+    assert mixture.Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_each_part_of_a_mixture_reads_its_source_with_a_seed_of_its_own_each_time():
+    first, second = mixture.parts(mixed({"source": "demo"}, {"source": "demo", "weight": 3}), seed=1)
+    assert (first.name, second.name, second.weight) == ("part 1 (demo)", "part 2 (demo)", 3)
+    assert next(first.read(0)) == next(first.read(0))
+    assert len({next(part.read(passes)) for part in (first, second) for passes in (0, 1)}) == 4
+
+
+def test_a_mixture_ends_with_its_parts_unless_they_are_repeated(tmp_path):
+    endless, ending = {"source": "demo"}, {"source": "text", "paths": ["a"]}
+    assert is_endless(mixture, mixed(endless, endless))
+    assert not is_endless(mixture, mixed(endless, ending))
+    assert is_endless(mixture, mixed(ending, ending, on_end="repeat"))
+    assert not is_endless(text, text.Config(paths=("a",)))
+
+
+def test_a_mixture_is_known_by_its_parts_shares_and_end(tmp_path):
+    (tmp_path / "a").write_text("x")
+    file = {"source": "text", "paths": [str(tmp_path / "a")]}
+    configs = [
+        mixed({"source": "demo"}, file),
+        mixed(file, {"source": "demo"}),
+        mixed({"source": "demo", "weight": 2}, file),
+        mixed({"source": "demo", "split": "heldout"}, file),
+        mixed({"source": "demo"}, file, on_end="repeat"),
+    ]
+    digests = [mixture.digest(config) for config in configs]
+    (tmp_path / "a").write_text("y")
+    digests.append(mixture.digest(configs[0]))
+    assert len(set(digests)) == 6

@@ -1,5 +1,29 @@
 """Where texts come from: one source a file.
 
-A source has ``Config``, ``VERSION``, ``texts(config, seed) -> Iterator[str]`` (documents, one at a time) and
-``digest(config) -> str`` (what identifies the content: it goes into cache keys).
+A source has ``Config``, ``VERSION``, ``digest(config) -> str`` (what identifies the content: it goes into cache keys,
+so every setting that changes what is read is in it) and ``documents(config, seed) -> Iterator[Document]``: texts and
+conversations, one at a time. One that mixes others has ``parts(config, seed) -> list[Part]`` instead. One that can go
+on for ever has ``is_endless(config) -> bool``.
 """
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from compress.data.conversation import Document
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the sources in a mixture."""
+
+    name: str
+    weight: float
+    """Its share of the tokens, relative to the others'."""
+    read: Callable[[int], Iterator[Document]]
+    """Its documents, given how often they have been read before."""
+
+
+def is_endless(source: Any, config: Any) -> bool:
+    """Return whether a source's documents never end: who reads them must say when to stop."""
+    return hasattr(source, "is_endless") and bool(source.is_endless(config))

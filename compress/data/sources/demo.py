@@ -6,8 +6,6 @@ from compress.data import world
 from compress.plugins import StepConfig
 
 VERSION = 1
-ENDLESS = True
-"""Whoever reads this source must say when to stop."""
 
 
 class Config(StepConfig):
@@ -17,9 +15,14 @@ class Config(StepConfig):
     """``train``, ``calibration`` or ``heldout``: streams that share no seed."""
 
 
-def texts(config: Config, seed: int) -> Iterator[str]:
+def documents(config: Config, seed: int) -> Iterator[str]:
     """Yield documents without end: ask for a number of samples or tokens."""
     return world.documents(config.split, seed)
+
+
+def is_endless(config: Config) -> bool:
+    """Return that it is."""
+    return True
 
 
 def digest(config: Config) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+from compress.data.conversation import Document, document
 from compress.errors import InputError, nearest
 from compress.plugins import StepConfig
 
@@ -23,7 +24,8 @@ class Config(StepConfig):
     split: str = "train"
     """Which split to read; slices such as ``train[:1%]`` work when not streaming."""
     field: str = "text"
-    """The column that holds the text."""
+    """The column that holds a text, or a conversation: a list of ``{role, content}``, of which only the assistant's
+    answers are learned."""
     streaming: bool = False
     """Read over the network as needed, instead of downloading first."""
     revision: str = "main"
@@ -32,8 +34,8 @@ class Config(StepConfig):
     """Draw documents in a seeded order (streaming: within a buffer of 10,000), not as they stand."""
 
 
-def texts(config: Config, seed: int) -> Iterator[str]:
-    """Yield the column's texts. Raises `InputError` for what the hub or the dataset does not have."""
+def documents(config: Config, seed: int) -> Iterator[Document]:
+    """Yield the column's texts and conversations. Raises `InputError` for what the hub or the dataset does not have."""
     dataset = _open(config)
     columns = dataset.column_names or [config.field]
     if config.field not in columns:
@@ -43,12 +45,16 @@ def texts(config: Config, seed: int) -> Iterator[str]:
         )
     if config.shuffle:
         dataset = dataset.shuffle(seed, **({"buffer_size": SHUFFLE_BUFFER} if config.streaming else {}))
-    return (row[config.field] for row in dataset)
+    where = f"the dataset '{config.id}', row %d drawn: the column '{config.field}'"
+    return (document(row[config.field], where % number) for number, row in enumerate(dataset, start=1))
 
 
 def digest(config: Config) -> str:
-    """Return id, part and the commit that `revision` means now. Raises `InputError` when out of reach."""
-    return f"{config.id}@{_commit(config.id, config.revision)}:{config.config}:{config.split}:{config.field}"
+    """Return id, part, order and the commit that `revision` means now. Raises `InputError` when out of reach."""
+    read = ("as it stands", "shuffled whole", "as it stands", "shuffled within a buffer")
+    order = read[config.shuffle + 2 * config.streaming]
+    part = f"{config.config}:{config.split}:{config.field}:{order}"
+    return f"{config.id}@{_commit(config.id, config.revision)}:{part}"
 
 
 @cache

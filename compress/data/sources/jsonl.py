@@ -1,10 +1,11 @@
-"""JSON-lines files: one object a line, the text in one of its fields."""
+"""JSON-lines files: one object a line, a text or a conversation in one of its fields."""
 
 import json
 from collections.abc import Iterator
 
 from pydantic import Field
 
+from compress.data.conversation import Document, document
 from compress.data.files import digest_files, require_file
 from compress.errors import InputError, nearest
 from compress.plugins import StepConfig
@@ -13,21 +14,22 @@ VERSION = 1
 
 
 class Config(StepConfig):
-    """Which files to read, and which field holds the text."""
+    """Which files to read, and which field of their objects."""
 
     paths: tuple[str, ...] = Field(min_length=1)
     """Files, in this order, UTF-8, one JSON object a line. Blank lines are skipped."""
     field: str = "text"
-    """The key of the text in each object."""
+    """The key in each object that holds a text, or a conversation: a list of ``{role, content}``, of which only the
+    assistant's answers are learned."""
 
 
-def texts(config: Config, seed: int) -> Iterator[str]:
-    """Yield the texts in their order (the seed changes nothing). Raises `InputError` with file and line."""
+def documents(config: Config, seed: int) -> Iterator[Document]:
+    """Yield the documents in their order (the seed changes nothing). Raises `InputError` with file and line."""
     for path in config.paths:
         with require_file(path).open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield _text(line, config.field, f"{path}:{number}")
+                    yield _document(line, config.field, f"{path}:{number}")
 
 
 def digest(config: Config) -> str:
@@ -35,7 +37,7 @@ def digest(config: Config) -> str:
     return f"{digest_files(config.paths)}:{config.field}"
 
 
-def _text(line: bytes, field: str, where: str) -> str:
+def _document(line: bytes, field: str, where: str) -> Document:
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -46,7 +48,4 @@ def _text(line: bytes, field: str, where: str) -> str:
         raise InputError(
             f"{where}: no field '{field}'{nearest(field, record)} There are: {', '.join(record)}"
         )
-    text = record[field]
-    if not isinstance(text, str):
-        raise InputError(f"{where}: the field '{field}' holds no text but {type(text).__name__}")
-    return text
+    return document(record[field], f"{where}: the field '{field}'")

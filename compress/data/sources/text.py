@@ -23,15 +23,15 @@ class Config(StepConfig):
     """``blank_lines``: blank lines part documents. ``files``: each file is one (and is read whole)."""
 
 
-def texts(config: Config, seed: int) -> Iterator[str]:
+def documents(config: Config, seed: int) -> Iterator[str]:
     """Yield the documents in their order (the seed changes nothing). Raises `InputError` for a bad file."""
     for path in config.paths:
         yield from _documents(require_file(path), config.documents)
 
 
 def digest(config: Config) -> str:
-    """Return the SHA-256 over the files' contents, in their order."""
-    return digest_files(config.paths)
+    """Return the SHA-256 over the files' contents, in their order, and where a document ends."""
+    return f"{digest_files(config.paths)}:{config.documents}"
 
 
 def _documents(path: Path, kind: Literal["blank_lines", "files"]) -> Iterator[str]:

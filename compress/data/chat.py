@@ -1,0 +1,107 @@
+"""Conversations → text with the answers marked, by the tokenizer's chat template, which transformers runs in a sandbox.
+
+Which characters are answers a template may say itself (``{% generation %}``). Most do not: then the conversation is
+rendered up to each answer and after it, which says the same as long as what comes later changes nothing before it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compress.data.conversation import ANSWERS, Conversation, Message
+from compress.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]
+"""Characters from, up to but not including."""
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A document as the tokenizer reads it."""
+
+    text: str
+    answers: tuple[Span, ...] | None = None
+    """What is learned, in order, each with the mark that ends its turn; ``None``: all of it."""
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, or another one in its place."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str | None = None) -> None:
+        """Raises `InputError` for a tokenizer without a template, or one that cannot tell where its tokens lie."""
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"{type(tokenizer).__name__} does not tell which characters a token covers, which conversations need: "
+                "use a tokenizer with a tokenizer.json"
+            )
+        try:
+            self._template: str = tokenizer.get_chat_template() if template is None else template
+        except ValueError as error:
+            raise InputError(
+                "the data holds conversations and the model's tokenizer has no chat template for them: "
+                "give the path of one as `chat_template` beside the source"
+            ) from error
+        self._marks_answers = bool(_GENERATION.search(self._template))
+        self._names = tokenizer.special_tokens_map
+        self._specials = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """Return the whole conversation and where its answers are.
+
+        Raises `InputError` for one the template refuses, or renders differently once more follows.
+        """
+        messages = conversation.messages
+        if self._marks_answers:
+            text, spans = self._apply(conversation, messages, marks=True)
+            return Rendered(text, tuple(spans))
+        text, _ = self._apply(conversation, messages)
+        return Rendered(text, tuple(self._answers(conversation, text)))
+
+    def _answers(self, conversation: Conversation, text: str) -> Iterator[Span]:
+        messages = conversation.messages
+        for index, message in enumerate(messages):
+            if message["role"] != ANSWERS:
+                continue
+            before, _ = self._apply(conversation, messages[:index], asks=True)
+            through, _ = self._apply(conversation, messages[: index + 1])
+            if not (text.startswith(through) and through.startswith(before)):
+                raise InputError(
+                    f"{conversation.where}: the chat template writes what stands up to message {index + 1} differently "
+                    "once more follows, so its answers cannot be told from the rest; give the path of a template that "
+                    "marks them with {% generation %} as `chat_template` beside the source"
+                )
+            yield len(before), self._end_of_turn(through)
+
+    def _end_of_turn(self, through: str) -> int:
+        """Return where an answer's turn ends: space after the token that ends it is never written by a model."""
+        without_space = through.rstrip()
+        return len(without_space if without_space.endswith(self._specials) else through)
+
+    def _apply(
+        self,
+        conversation: Conversation,
+        messages: Sequence[Message],
+        asks: bool = False,
+        marks: bool = False,
+    ) -> tuple[str, list[Span]]:
+        """Return the rendered messages and the spans the template marks; with `asks` up to where an answer begins."""
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=self._template,
+                add_generation_prompt=asks,
+                return_assistant_tokens_mask=marks,
+                **self._names,
+            )
+        except (TemplateError, TypeError, KeyError) as error:
+            raise InputError(f"{conversation.where}: the chat template refuses it: {error}") from error
+        return texts[0], spans[0] if marks else []

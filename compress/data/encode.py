@@ -1,0 +1,112 @@
+"""Documents → token ids with what is to be learned of them.
+
+A text stands between the tokenizer's marks, ``BOS text EOS`` (either mark only where the tokenizer has it). A
+conversation stands as its chat template writes it, whose marks are its own.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compress.data.chat import ChatTemplate, Rendered
+from compress.data.conversation import Conversation, Document
+from compress.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_DOCUMENTS = 256
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document as token ids."""
+
+    ids: Array
+    """int64 ``[n]``."""
+    learned: Array
+    """Whether each is to be learned, bool ``[n]``."""
+    num_bytes: int
+    """The text's length in UTF-8."""
+
+
+class Encoder:
+    """Encodes documents for one model, a batch of them in memory at a time."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        embedding_rows: int | None,
+        chat_template: str | None = None,
+    ) -> None:
+        """embedding_rows: how many ids the model has an embedding for; ``None`` where no model is known."""
+        self._tokenizer, self._rows, self._template = tokenizer, embedding_rows, chat_template
+        self._chat: ChatTemplate | None = None
+        self._before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self._after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    @property
+    def used_chat_template(self) -> bool:
+        """Whether there was a conversation among the documents so far."""
+        return self._chat is not None
+
+    def encode(self, documents: Iterator[Document]) -> Iterator[Encoded]:
+        """Yield each document encoded. Raises `InputError` for ids the model has no embedding for."""
+        while batch := list(islice(documents, BATCH_DOCUMENTS)):
+            rendered = [self._render(document) for document in batch]
+            tokens = self._tokenizer(
+                [document.text for document in rendered],
+                add_special_tokens=False,
+                return_attention_mask=False,
+                return_offsets_mapping=any(document.answers is not None for document in rendered),
+            )
+            offsets = tokens.get("offset_mapping") or [None] * len(batch)
+            for document, ids, spans in zip(rendered, tokens["input_ids"], offsets, strict=True):
+                yield self._encoded(document, ids, spans)
+
+    def _render(self, document: Document) -> Rendered:
+        if not isinstance(document, Conversation):
+            return Rendered(document)
+        if self._chat is None:
+            self._chat = ChatTemplate(self._tokenizer, self._template)
+        return self._chat.render(document)
+
+    def _encoded(self, document: Rendered, ids: list[int], offsets: list[tuple[int, int]] | None) -> Encoded:
+        if document.answers is None:
+            ids = [*self._before, *ids, *self._after]
+            learned = np.ones(len(ids), dtype=bool)
+        else:
+            assert offsets is not None
+            learned = _touches(document.answers, offsets)
+        row = np.array(ids, dtype=np.int64)
+        if self._rows is not None and row.max(initial=0) >= self._rows:
+            raise InputError(
+                f"the tokenizer does not fit the model: it has {len(self._tokenizer)} ids (met: {row.max()}), "
+                f"the model's vocabulary {self._rows}"
+            )
+        return Encoded(row, learned, len(document.text.encode()))
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a folder. Raises `InputError` where there is none that plain loading reads."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer can be loaded from {folder}: {error}") from error
+
+
+def _touches(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]]) -> Array:
+    """Return which tokens have a character inside a span: one that also covers what stands before it does."""
+    edges = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    touches = np.zeros(len(edges), dtype=bool)
+    for start, stop in spans:
+        touches |= (edges[:, 0] < stop) & (edges[:, 1] > start)
+    return touches

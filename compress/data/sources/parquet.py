@@ -1,0 +1,56 @@
+"""Parquet files: one row a document, a text or a conversation in one of the columns."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from compress.data.conversation import Document, document
+from compress.data.files import digest_files, require_file
+from compress.errors import InputError, nearest
+from compress.plugins import StepConfig
+
+VERSION = 1
+
+BATCH_ROWS = 1024
+"""Rows in memory at once, beside one compressed row group of the column."""
+
+
+class Config(StepConfig):
+    """Which files to read, and which of their columns."""
+
+    paths: tuple[str, ...] = Field(min_length=1)
+    """Files, in this order."""
+    field: str = "text"
+    """The column that holds a text, or a conversation: a list of ``{role, content}``, of which only the assistant's
+    answers are learned."""
+
+
+def documents(config: Config, seed: int) -> Iterator[Document]:
+    """Yield the documents in their order (the seed changes nothing). Raises `InputError` with file and row."""
+    for path in config.paths:
+        for number, value in enumerate(_column(require_file(path), config.field), start=1):
+            yield document(value, f"{path}, row {number}: the column '{config.field}'")
+
+
+def digest(config: Config) -> str:
+    """Return the SHA-256 over the files' contents and the column's name."""
+    return f"{digest_files(config.paths)}:{config.field}"
+
+
+def _column(path: Path, field: str) -> Iterator[Any]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            if field not in columns:
+                raise InputError(
+                    f"{path}: no column '{field}'{nearest(field, columns)} There are: {', '.join(columns)}"
+                )
+            for batch in file.iter_batches(BATCH_ROWS, columns=[field]):
+                yield from batch.column(0).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error

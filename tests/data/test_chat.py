@@ -1,0 +1,107 @@
+import pytest
+from transformers import AutoTokenizer
+
+from compress.data.chat import ChatTemplate
+from compress.data.conversation import Conversation
+from compress.data.encode import Encoder
+from compress.errors import InputError
+from tests.data.chats import CHAT, FORGETTING, MARKED, MESSAGES, PLAIN, REFUSING
+from tests.models import small_tokenizers
+
+
+@pytest.fixture(params=small_tokenizers.KINDS)
+def tokenizer(request, tmp_path):
+    return AutoTokenizer.from_pretrained(small_tokenizers.write(request.param, tmp_path))
+
+
+@pytest.fixture
+def bytes_tokenizer(byte_tokenizer):
+    return AutoTokenizer.from_pretrained(byte_tokenizer.path)
+
+
+def encoded(tokenizer, conversation=CHAT, template=None):
+    return next(Encoder(tokenizer, None, template).encode(iter([conversation])))
+
+
+def answers(tokenizer, template, conversation=CHAT):
+    rendered = ChatTemplate(tokenizer, template).render(conversation)
+    return [rendered.text[start:stop] for start, stop in rendered.answers]
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["plain", "marked"])
+def test_ids_are_those_the_chat_template_gives(tokenizer, template):
+    tokenizer.chat_template = template
+    expected = tokenizer.apply_chat_template(list(MESSAGES), tokenize=True, return_dict=False)
+    assert encoded(tokenizer).ids.tolist() == expected
+
+
+def test_a_template_that_marks_no_answers_gives_the_mask_of_one_that_does(tokenizer):
+    # transformers loses an answer that begins with space which the tokenizer drops, and all after it
+    messages = [{**message, "content": message["content"].strip()} for message in MESSAGES]
+    expected = tokenizer.apply_chat_template(
+        messages, chat_template=MARKED, return_dict=True, return_assistant_tokens_mask=True
+    )["assistant_masks"]
+    for template in (PLAIN, MARKED):
+        learned = encoded(tokenizer, Conversation(tuple(messages), "here"), template).learned
+        assert learned.astype(int).tolist() == expected
+
+
+def test_learned_is_each_answer_with_the_token_that_ends_it_and_nothing_else(bytes_tokenizer):
+    made = encoded(bytes_tokenizer, template=PLAIN)
+    assert bytes_tokenizer.decode(made.ids[made.learned]) == "In Arlen.</s>  15 🙂!</s>"
+    assert bytes_tokenizer.decode(made.ids[~made.learned]) == (
+        "<s>system\nBe brief.</s>\n<s>user\nWhere does Mira live?</s>\n<s>assistant\n\n"
+        "<s>user\n12 + 3?  naïve 東京 🙂</s>\n<s>assistant\n\n"
+    )
+
+
+def test_a_turn_that_ends_with_no_token_of_its_own_keeps_the_space_that_ends_it(bytes_tokenizer):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    assert answers(bytes_tokenizer, template) == ["In Arlen.\n", "  15 🙂!\n"]
+
+
+def test_a_template_that_rewrites_what_it_wrote_is_refused(bytes_tokenizer):
+    with pytest.raises(
+        InputError, match=r"chats\.jsonl:3: .* up to message 3 differently .* `chat_template`"
+    ):
+        answers(bytes_tokenizer, FORGETTING)
+
+
+def test_such_a_template_still_renders_a_conversation_with_one_answer(bytes_tokenizer):
+    once = Conversation(MESSAGES[:3], "here")
+    template = FORGETTING.replace("{% if loop.last %}", "{% if loop.last and m.role == 'assistant' %}")
+    assert answers(bytes_tokenizer, template, once) == ["(thinks) In Arlen.</s>"]
+
+
+def test_a_tokenizer_without_a_template_is_refused_naming_the_way_out(bytes_tokenizer):
+    with pytest.raises(
+        InputError, match="no chat template for them: give the path of one as `chat_template`"
+    ):
+        encoded(bytes_tokenizer)
+
+
+def test_what_a_template_refuses_is_told_with_its_place(bytes_tokenizer):
+    with pytest.raises(
+        InputError, match=r"chats\.jsonl:3: the chat template refuses it: roles must alternate"
+    ):
+        encoded(bytes_tokenizer, template=REFUSING)
+
+
+def test_a_template_is_run_in_a_sandbox(bytes_tokenizer):
+    with pytest.raises(InputError, match=r"refuses it: .*unsafe"):
+        encoded(bytes_tokenizer, template="{{ ''.__class__.__mro__[1].__subclasses__() }}")
+
+
+def test_a_tokenizer_that_cannot_tell_where_its_tokens_lie_is_refused(bytes_tokenizer, monkeypatch):
+    monkeypatch.setattr(type(bytes_tokenizer), "is_fast", False)
+    with pytest.raises(InputError, match="does not tell which characters a token covers"):
+        encoded(bytes_tokenizer, template=PLAIN)
+
+
+def test_texts_among_conversations_keep_their_own_marks(bytes_tokenizer):
+    made = list(Encoder(bytes_tokenizer, None, PLAIN).encode(iter(["ab", CHAT, ""])))
+    assert bytes_tokenizer.decode(made[0].ids) == "<s>ab</s>"
+    assert made[0].learned.all() and not made[1].learned.all()
+    assert made[2].ids.tolist() == [0, 1]
+    assert [len(e.ids) == len(e.learned) for e in made] == [True] * 3

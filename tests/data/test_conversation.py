@@ -1,0 +1,37 @@
+import pytest
+
+from compress.data.conversation import Conversation, document
+from compress.errors import InputError
+
+
+def test_a_text_stays_what_it_is():
+    assert document("text", "here") == "text"
+
+
+def test_messages_become_a_conversation_without_the_keys_that_hold_nothing():
+    value = [{"role": "user", "content": "hi", "name": None}, {"role": "assistant", "content": "ho"}]
+    plain = ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"})
+    assert document(value, "here") == Conversation(plain, "here")
+
+
+def test_a_turn_that_only_calls_tools_needs_no_content():
+    calls = [{"function": {"name": "f", "arguments": {}}}]
+    (message,) = document([{"role": "assistant", "content": None, "tool_calls": calls}], "here").messages
+    assert message == {"role": "assistant", "tool_calls": calls}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (3, "here holds neither text nor a list of messages but int"),
+        (None, "here holds neither text nor a list of messages but NoneType"),
+        ([], "here holds a conversation without messages"),
+        (["hi"], "here, message 1: expected {role, content}, found str"),
+        ([{"from": "human", "value": "hi"}], "expected the texts `role` and `content`, found from, value"),
+        ([{"role": "user", "content": ["hi"]}], "message 1: expected the texts `role` and `content`"),
+        ([{"role": "user", "content": "hi"}, {}], "message 2: expected .* found nothing"),
+    ],
+)
+def test_anything_else_is_told_with_its_place(value, message):
+    with pytest.raises(InputError, match=message):
+        document(value, "here")
