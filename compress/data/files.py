@@ -1,9 +1,9 @@
 """Local text files as sources read them: found, hashed, or a clear error."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from compress.digests import DigestMemo, canonical_digest
 from compress.errors import InputError
 
 
@@ -14,10 +14,9 @@ def require_file(path: str) -> Path:
     return Path(path)
 
 
-def digest_files(paths: Iterable[str]) -> str:
-    """Return one SHA-256 for the contents of several files, in their order. Raises `InputError`."""
-    total = hashlib.sha256()
-    for path in paths:
-        with require_file(path).open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+def digest_files(paths: Iterable[str], memo: DigestMemo) -> str:
+    """Return one SHA-256 for the contents of several files, in their order; each is read only when it changed.
+
+    Raises `InputError`.
+    """
+    return canonical_digest([memo.digest(require_file(path)) for path in paths])

@@ -85,7 +85,8 @@ def _add_demo_teacher(builder: Builder) -> None:
         source="demo", settings={"split": "train"}, sequence_length=length, tokens=train.tokens
     )
     source = plugins.load("data.sources", "demo")
-    content = {"digest": source.digest(source.Config()), "sequence_length": length, "tokens": train.tokens}
+    digest = source.digest(source.Config(), builder.memo)
+    content = {"digest": digest, "sequence_length": length, "tokens": train.tokens}
     builder.add(
         "demo/text", "data.pack", pack, "internal", parent="demo/tokenizer", seed=DEMO_SEED, content=content
     )

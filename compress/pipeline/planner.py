@@ -131,9 +131,11 @@ class Builder:
         source: Any = plugins.load("data.sources", config.source)
         content: dict[str, Any] = config.model_dump(mode="json", exclude={"settings", "chat_template"})
         content["source version"] = source.VERSION
-        content["digest"] = source.digest(source.Config.model_validate(config.settings))
+        content["digest"] = source.digest(source.Config.model_validate(config.settings), self.memo)
         if config.chat_template is not None:
-            content["chat_template"] = plugins.internal("data.files").digest_files([config.chat_template])
+            content["chat_template"] = plugins.internal("data.files").digest_files(
+                [config.chat_template], self.memo
+            )
         return content
 
     def _tokenizer_of(self, model: str) -> str:
@@ -181,7 +183,9 @@ class Builder:
             return parent
         other: str = getattr(config, prepared.on)
         if (kind := self.nodes[other].kind) not in (accepts := plugins.internal(prepared.use).ACCEPTS):
-            raise InputError(f"{prepared.use} needs {' or '.join(accepts)}, but `{prepared.on}: {other}` is {kind}")
+            raise InputError(
+                f"{prepared.use} needs {' or '.join(accepts)}, but `{prepared.on}: {other}` is {kind}"
+            )
         reads_data = "data" in plugins.references_of(prepared.config).values()
         if reads_data and self._tokenizer_of(other) != self._tokenizer_of(parent):
             raise InputError(

@@ -1,8 +1,9 @@
-"""The two tokenizers, made once."""
+"""The two tokenizers, made once, and what the engine gives a source or a step."""
 
 import pytest
 
 from compress.data import tokenizer
+from compress.digests import DigestMemo
 from compress.records import Artifact
 from tests.fakes import FakeContext
 
@@ -10,6 +11,11 @@ from tests.fakes import FakeContext
 @pytest.fixture
 def context(tmp_path) -> FakeContext:
     return FakeContext(tmp_path / "out")
+
+
+@pytest.fixture
+def memo(tmp_path_factory) -> DigestMemo:
+    return DigestMemo(tmp_path_factory.mktemp("memo") / "digests.sqlite")
 
 
 @pytest.fixture(scope="session")

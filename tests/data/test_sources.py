@@ -57,20 +57,20 @@ def test_each_file_can_be_a_document(tmp_path):
     assert list(text.documents(config, 0)) == ["b\n\nb", "a\n\na"]
 
 
-def test_a_digest_follows_the_content_and_not_the_path(tmp_path):
+def test_a_digest_follows_the_content_and_not_the_path(tmp_path, memo):
     for name, content in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / name).write_text(content)
-    a, b, c = (text.digest(text.Config(paths=(str(tmp_path / name),))) for name in "abc")
+    a, b, c = (text.digest(text.Config(paths=(str(tmp_path / name),)), memo) for name in "abc")
     assert a == b != c
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path, memo):
     missing = str(tmp_path / "nothing.txt")
     for source in (text, jsonl, parquet):
         with pytest.raises(InputError, match=r"nothing\.txt"):
             next(source.documents(source.Config(paths=(missing,)), 0))
         with pytest.raises(InputError, match=r"nothing\.txt"):
-            source.digest(source.Config(paths=(missing,)))
+            source.digest(source.Config(paths=(missing,)), memo)
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
@@ -101,22 +101,22 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         list(jsonl.documents(jsonl.Config(paths=(str(path),)), 0))
 
 
-def test_the_demo_source_tells_its_splits_apart():
-    digests = {demo.digest(demo.Config(split=split)) for split in ("train", "calibration", "heldout")}
+def test_the_demo_source_tells_its_splits_apart(memo):
+    digests = {demo.digest(demo.Config(split=split), memo) for split in ("train", "calibration", "heldout")}
     assert len(digests) == 3
     with pytest.raises(ValidationError):
         demo.Config(split="test")
 
 
-def test_a_full_commit_identifies_a_hub_dataset_without_a_network():
+def test_a_full_commit_identifies_a_hub_dataset_without_a_network(memo):
     config = hf.Config(id="owner/name", revision="0" * 40)
-    assert hf.digest(config) == f"owner/name@{'0' * 40}:None:train:text:shuffled whole"
+    assert hf.digest(config, memo) == f"owner/name@{'0' * 40}:None:train:text:shuffled whole"
 
 
-def test_a_hub_out_of_reach_is_a_clear_error(monkeypatch):
+def test_a_hub_out_of_reach_is_a_clear_error(monkeypatch, memo):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="give a full commit hash as `revision`"):
-        hf.digest(hf.Config(id="owner/name"))
+        hf.digest(hf.Config(id="owner/name"), memo)
 
 
 def test_a_dataset_out_of_reach_is_a_clear_error(monkeypatch):
@@ -191,24 +191,24 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path):
         next(parquet.documents(parquet.Config(paths=(str(tmp_path / "a.parquet"),)), 0))
 
 
-def test_a_column_is_part_of_what_parquet_and_json_lines_are_known_by(tmp_path):
+def test_a_column_is_part_of_what_parquet_and_json_lines_are_known_by(tmp_path, memo):
     config = table(tmp_path / "a.parquet", text=["x"], other=["y"])
-    assert parquet.digest(config) != parquet.digest(config.model_copy(update={"field": "other"}))
-    assert jsonl.digest(jsonl.Config(paths=config.paths)) != jsonl.digest(
-        jsonl.Config(paths=config.paths, field="other")
+    assert parquet.digest(config, memo) != parquet.digest(config.model_copy(update={"field": "other"}), memo)
+    assert jsonl.digest(jsonl.Config(paths=config.paths), memo) != jsonl.digest(
+        jsonl.Config(paths=config.paths, field="other"), memo
     )
 
 
-def test_where_documents_end_is_part_of_what_text_is_known_by(tmp_path):
+def test_where_documents_end_is_part_of_what_text_is_known_by(tmp_path, memo):
     (tmp_path / "a").write_text("x")
     config = text.Config(paths=(str(tmp_path / "a"),))
-    assert text.digest(config) != text.digest(config.model_copy(update={"documents": "files"}))
+    assert text.digest(config, memo) != text.digest(config.model_copy(update={"documents": "files"}), memo)
 
 
-def test_the_order_is_part_of_what_a_hub_dataset_is_known_by():
+def test_the_order_is_part_of_what_a_hub_dataset_is_known_by(memo):
     config = hf.Config(id="owner/name", revision="0" * 40)
     ways = [{}, {"shuffle": False}, {"streaming": True}, {"streaming": True, "shuffle": False}]
-    whole, as_it_is, buffered, streamed = (hf.digest(config.model_copy(update=way)) for way in ways)
+    whole, as_it_is, buffered, streamed = (hf.digest(config.model_copy(update=way), memo) for way in ways)
     assert len({whole, as_it_is, buffered}) == 3
     assert streamed == as_it_is
 
@@ -240,7 +240,7 @@ def test_a_mixture_ends_with_its_parts_unless_they_are_repeated(tmp_path):
     assert not is_endless(text, text.Config(paths=("a",)))
 
 
-def test_a_mixture_is_known_by_its_parts_shares_and_end(tmp_path):
+def test_a_mixture_is_known_by_its_parts_shares_and_end(tmp_path, memo):
     (tmp_path / "a").write_text("x")
     file = {"source": "text", "paths": [str(tmp_path / "a")]}
     configs = [
@@ -250,7 +250,17 @@ def test_a_mixture_is_known_by_its_parts_shares_and_end(tmp_path):
         mixed({"source": "demo", "split": "heldout"}, file),
         mixed({"source": "demo"}, file, on_end="repeat"),
     ]
-    digests = [mixture.digest(config) for config in configs]
+    digests = [mixture.digest(config, memo) for config in configs]
     (tmp_path / "a").write_text("y")
-    digests.append(mixture.digest(configs[0]))
+    digests.append(mixture.digest(configs[0], memo))
     assert len(set(digests)) == 6
+
+
+def test_a_file_is_hashed_again_only_when_it_changed(tmp_path, memo, monkeypatch):
+    (tmp_path / "a").write_text("x")
+    config = text.Config(paths=(str(tmp_path / "a"),))
+    first = text.digest(config, memo)
+    monkeypatch.setattr("compress.digests.file_digest", lambda path: f"read anew: {path.read_text()}")
+    assert text.digest(config, memo) == first
+    (tmp_path / "a").write_text("other")
+    assert text.digest(config, memo) != first

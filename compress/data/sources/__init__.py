@@ -1,9 +1,9 @@
 """Where texts come from: one source a file.
 
-A source has ``Config``, ``VERSION``, ``digest(config) -> str`` (what identifies the content: it goes into cache keys,
-so every setting that changes what is read is in it) and ``documents(config, seed) -> Iterator[Document]``: texts and
-conversations, one at a time. One that mixes others has ``parts(config, seed) -> list[Part]`` instead. One that can go
-on for ever has ``is_endless(config) -> bool``.
+A source has ``Config``, ``VERSION``, ``digest(config, memo) -> str`` (what identifies the content: it goes into cache
+keys, so every setting that changes what is read is in it; files are hashed through the memo) and
+``documents(config, seed) -> Iterator[Document]``: texts and conversations, one at a time. One that mixes others has
+``parts(config, seed) -> list[Part]`` instead. One that can go on for ever has ``is_endless(config) -> bool``.
 """
 
 from collections.abc import Callable, Iterator

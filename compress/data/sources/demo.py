@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from compress.data import world
+from compress.digests import DigestMemo
 from compress.plugins import StepConfig
 
 VERSION = 1
@@ -25,6 +26,6 @@ def is_endless(config: Config) -> bool:
     return True
 
 
-def digest(config: Config) -> str:
+def digest(config: Config, memo: DigestMemo) -> str:
     """Return the world's version and the split: the same two give the same texts for a seed."""
     return f"demo-world:{world.VERSION}:{config.split}"

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from compress.data.conversation import Document, document
+from compress.digests import DigestMemo
 from compress.errors import InputError, nearest
 from compress.plugins import StepConfig
 
@@ -49,7 +50,7 @@ def documents(config: Config, seed: int) -> Iterator[Document]:
     return (document(row[config.field], where % number) for number, row in enumerate(dataset, start=1))
 
 
-def digest(config: Config) -> str:
+def digest(config: Config, memo: DigestMemo) -> str:
     """Return id, part, order and the commit that `revision` means now. Raises `InputError` when out of reach."""
     read = ("as it stands", "shuffled whole", "as it stands", "shuffled within a buffer")
     order = read[config.shuffle + 2 * config.streaming]

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from compress.data.conversation import Document, document
 from compress.data.files import digest_files, require_file
+from compress.digests import DigestMemo
 from compress.errors import InputError, nearest
 from compress.plugins import StepConfig
 
@@ -32,9 +33,9 @@ def documents(config: Config, seed: int) -> Iterator[Document]:
                     yield _document(line, config.field, f"{path}:{number}")
 
 
-def digest(config: Config) -> str:
+def digest(config: Config, memo: DigestMemo) -> str:
     """Return the SHA-256 over the files' contents and the field's name."""
-    return f"{digest_files(config.paths)}:{config.field}"
+    return f"{digest_files(config.paths, memo)}:{config.field}"
 
 
 def _document(line: bytes, field: str, where: str) -> Document:

@@ -13,6 +13,7 @@ from compress import plugins
 from compress.data.conversation import Document
 from compress.data.sources import Part
 from compress.data.sources import is_endless as never_ends
+from compress.digests import DigestMemo
 from compress.plugins import StepConfig
 
 VERSION = 1
@@ -62,10 +63,10 @@ def is_endless(config: Config) -> bool:
     return config.on_end == "repeat" or all(never_ends(_source(entry), entry) for entry in config.parts)
 
 
-def digest(config: Config) -> str:
+def digest(config: Config, memo: DigestMemo) -> str:
     """Return the parts' digests and shares, in their order, and what happens at an end."""
     parts = [
-        [entry.source, _source(entry).VERSION, entry.weight, _source(entry).digest(entry)]
+        [entry.source, _source(entry).VERSION, entry.weight, _source(entry).digest(entry, memo)]
         for entry in config.parts
     ]
     return json.dumps([config.on_end, *parts])

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compress.data.conversation import Document, document
 from compress.data.files import digest_files, require_file
+from compress.digests import DigestMemo
 from compress.errors import InputError, nearest
 from compress.plugins import StepConfig
 
@@ -34,9 +35,9 @@ def documents(config: Config, seed: int) -> Iterator[Document]:
             yield document(value, f"{path}, row {number}: the column '{config.field}'")
 
 
-def digest(config: Config) -> str:
+def digest(config: Config, memo: DigestMemo) -> str:
     """Return the SHA-256 over the files' contents and the column's name."""
-    return f"{digest_files(config.paths)}:{config.field}"
+    return f"{digest_files(config.paths, memo)}:{config.field}"
 
 
 def _column(path: Path, field: str) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from compress.data.files import digest_files, require_file
+from compress.digests import DigestMemo
 from compress.errors import InputError
 from compress.plugins import StepConfig
 
@@ -29,9 +30,9 @@ def documents(config: Config, seed: int) -> Iterator[str]:
         yield from _documents(require_file(path), config.documents)
 
 
-def digest(config: Config) -> str:
+def digest(config: Config, memo: DigestMemo) -> str:
     """Return the SHA-256 over the files' contents, in their order, and where a document ends."""
-    return f"{digest_files(config.paths)}:{config.documents}"
+    return f"{digest_files(config.paths, memo)}:{config.documents}"
 
 
 def _documents(path: Path, kind: Literal["blank_lines", "files"]) -> Iterator[str]:
