@@ -90,6 +90,8 @@ class Prepared:
     """The module that does it, such as ``prune.scores``; usually an internal one."""
     config: StepConfig
     """Its settings. References in them are resolved as a step's are."""
+    on: str | None = None
+    """Which of the step's `ModelRef` settings names the model it is made from (``teacher``); ``None``: the parent."""
 
 
 def prepared(module: Any, config: StepConfig) -> dict[str, Prepared]:
@@ -152,8 +154,9 @@ class Context(Protocol):
 class Step(Protocol):
     """A module that turns one artifact into another.
 
-    It may also define ``prepare(config) -> dict[str, Prepared]``: work on the step's own parent that is done before
-    it and arrives in ``context.inputs`` under the given names. Steps that ask for the same share it.
+    It may also define ``prepare(config) -> dict[str, Prepared]``: work on the step's own parent, or on a model it
+    names, that is done before it and arrives in ``context.inputs`` under the given names. Steps that ask for the same
+    share it.
 
     A step with ``REWRITES_TOKENIZER = True`` gives its result a tokenizer of its own: data for what is built on it is
     tokenized with that.

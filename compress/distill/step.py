@@ -3,17 +3,21 @@
     L = (1 − w) · T² · D(teacher at T ‖ student at T) + w · CE(text) + h · H(teacher, student)
 
 The default, forward KL at T = 1 without labels, is what recovered pruned models best in Muralidharan et al.
-2024 (Minitron, arXiv:2407.14679). H, off by default, is the distance between hidden states.
+2024 (Minitron, arXiv:2407.14679). H, off by default, is the distance between hidden states. The teacher runs beside
+the student, or has run before (`cache_teacher`).
 """
 
 from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from compress import plugins
+from compress.distill import cache_teacher
+from compress.distill.cache_teacher import CacheSettings
 from compress.errors import nearest
-from compress.plugins import Context, ModelRef
-from compress.records import Artifact, ModelSpec, Outcome, Work
+from compress.plugins import Context, ModelRef, Prepared
+from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
 from compress.train.cost import training_work
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
@@ -22,6 +26,14 @@ ACCEPTS = ("hf",)
 PRODUCES = "hf"
 
 LOSSES = "distill.losses"
+
+
+def _as_settings(value: Any) -> Any:
+    """Read ``true`` as the default settings, and ``false`` as none."""
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
+Cache = Annotated[CacheSettings | None, BeforeValidator(_as_settings, CacheSettings | bool | None)]
 
 
 class Config(TrainingSettings):
@@ -41,6 +53,13 @@ class Config(TrainingSettings):
     teacher's after the layer it stands for (the last one before the next that stayed), at the channels that stayed, as
     a share of the teacher's mean square there. ``pruning_map.json`` says which, so no projection is learned: the
     student must have been pruned from the teacher, or have its layers and channels."""
+    cache_teacher: Cache = None
+    """Ask the teacher once about all of the data, keep its answers in about 130 bytes a token, and train from them:
+    ``true``, or settings. It pays where the data are read several times, by several epochs or students. For forward KL,
+    and within a small error that the record states."""
+    teacher_precision: Literal["auto", "bf16", "fp32", "int8", "nf4"] = "auto"
+    """What the teacher's weights are kept in: ``auto`` is as they are stored, or fp32 where bf16 is slow. ``int8`` and
+    ``nf4`` save memory: bitsandbytes rounds all but the head, and the teacher is a little worse for it."""
 
     @field_validator("divergence")
     @classmethod
@@ -52,6 +71,32 @@ class Config(TrainingSettings):
             )
         return name
 
+    @model_validator(mode="after")
+    def _cache_has_what_is_asked(self) -> "Config":
+        if self.cache_teacher is None:
+            return self
+        if self.divergence != "forward_kl":
+            raise ValueError(
+                f"cache_teacher keeps what forward KL needs: `divergence: {self.divergence}` needs the teacher itself. "
+                "Write `divergence: forward_kl`, or leave out `cache_teacher`"
+            )
+        if self.hidden_weight > 0:
+            raise ValueError(
+                "cache_teacher keeps no hidden states: leave out `hidden_weight`, or leave out `cache_teacher`"
+            )
+        return self
+
+
+def prepare(config: Config) -> dict[str, Prepared]:
+    """Have the teacher asked beforehand where that is wanted; students of one teacher share it."""
+    if config.cache_teacher is None:
+        return {}
+    settings = cache_teacher.Config(
+        **config.cache_teacher.model_dump(),
+        **{name: getattr(config, name) for name in cache_teacher.OF_TRAINING},
+    )
+    return {"signals": Prepared("distill.cache_teacher", settings, on="teacher")}
+
 
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     """Return the parent's spec. Raises `InputError` for a model that cannot be trained here."""
@@ -59,8 +104,8 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
-    """Return about what the training takes, the teacher's forward passes included."""
-    return training_work(spec, config, inputs.get("teacher"))
+    """Return about what the training takes, the teacher's forward passes included unless they are cached."""
+    return training_work(spec, config, None if config.cache_teacher else inputs.get("teacher"))
 
 
 def rehearse(config: Config) -> Config:
@@ -74,6 +119,8 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     Raises `InputError` for a teacher with another tokenizer, or too few ids for it, and where hidden states are to be
     compared that do not belong together.
     """
+    if config.cache_teacher is not None:
+        return _from_cache(parent, config, context)
     from compress.distill.hidden import NOTHING, matching
     from compress.distill.objective import Distillation
     from compress.distill.teacher import load_teacher, shared_ids
@@ -82,7 +129,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     folder = context.inputs["teacher"].path
     ids = shared_ids(parent.path, folder)
     hidden = matching(parent.path, folder) if config.hidden_weight > 0 else NOTHING
-    teacher = load_teacher(folder, config.precision)
+    teacher = load_teacher(folder, config.precision, config.teacher_precision)
     divergence = plugins.load(LOSSES, config.divergence).divergence
     return train_student(
         parent,
@@ -100,3 +147,15 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
             hidden,
         ),
     )
+
+
+def _from_cache(parent: Artifact, config: Config, context: Context) -> Outcome:
+    """Train from the cached signals; the facts say how far they are from the teacher itself."""
+    from compress.distill.learning import objective_from_cache
+    from compress.train.student import train_student
+
+    facts: dict[str, JsonValue] = {}
+    outcome = train_student(
+        parent, config, context, lambda student: objective_from_cache(student, parent, config, context, facts)
+    )
+    return outcome.model_copy(update={"facts": {**outcome.facts, **facts}})

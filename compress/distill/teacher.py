@@ -1,24 +1,62 @@
 """The model to learn from: opened as it is stored, and known to speak the student's language."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from compress.errors import InputError
-from compress.models.checkpoint import load_model, load_tokenizer
+from compress.models.checkpoint import auto_class, load_model, load_tokenizer, quiet
 from compress.models.device import default_device
+from compress.models.spec import read_spec
 from compress.models.token_map import mapped_ids
 from compress.models.tokenizer_json import FILE
 from compress.train.numerics import has_fast_bf16
 
+TeacherPrecision = Literal["auto", "bf16", "fp32", "int8", "nf4"]
 
-def load_teacher(folder: Path, precision: Literal["auto", "bf16", "fp32"]) -> PreTrainedModel:
-    """Return the teacher in the dtype it is stored in; in fp32 where that is asked for, or bf16 is slow."""
+
+def load_teacher(
+    folder: Path, precision: Literal["auto", "bf16", "fp32"], kept_in: TeacherPrecision = "auto"
+) -> PreTrainedModel:
+    """Return the teacher with its weights kept as asked.
+
+    ``auto`` is the dtype they are stored in, fp32 where `precision` says so or bf16 is slow. ``int8`` (LLM.int8) and
+    ``nf4`` (QLoRA) round all linear layers but the head; the teacher is then on its device already.
+    """
     fast = precision != "fp32" and has_fast_bf16(default_device())
-    return load_model(folder, dtype=None if fast else torch.float32)
+    if kept_in in ("int8", "nf4"):
+        return _rounded(folder, kept_in, torch.bfloat16 if fast else torch.float32)
+    dtypes = {"auto": None if fast else torch.float32, "bf16": torch.bfloat16, "fp32": torch.float32}
+    return load_model(folder, dtype=dtypes[kept_in])
+
+
+def _rounded(folder: Path, kept_in: TeacherPrecision, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the teacher with weights rounded by bitsandbytes, on the default device."""
+    # At every call it logs that it computes in fp16, which no caller can change.
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(
+        lambda record: not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
+    )
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    settings = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if kept_in == "int8"
+        else BitsAndBytesConfig(load_in_4bit=True, **four)
+    )
+    with quiet():
+        teacher: PreTrainedModel = auto_class(read_spec(folder).config).from_pretrained(
+            folder,
+            dtype=dtype,
+            quantization_config=settings,
+            device_map=default_device(),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    return teacher.eval()
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Plan(Record):
         return tuple(n for n in self.nodes if n.role == "measurement" and n.about == name)
 
     def prepared_for(self, name: str) -> tuple[Node, ...]:
-        """What a step had prepared from its parent, unless an earlier step has it prepared too."""
+        """What a step had prepared from its parent or a model it names, unless for an earlier step too."""
         earlier: set[str] = set()
         for model in self.models:
             own = set(self._prepared(model))
@@ -104,7 +104,7 @@ class Plan(Record):
 
     def _prepared(self, node: Node) -> Iterator[str]:
         for given in (self[name] for name in node.inputs.values()):
-            if given.role == "internal" and given.parent is not None and given.parent == node.parent:
+            if given.role == "internal" and given.parent in node.edges:
                 yield given.name
                 yield from self._prepared(given)
 

@@ -1,0 +1,74 @@
+"""Cache a teacher: its distributions over the data's next tokens, computed once for all students and all epochs.
+
+What is kept of each is exact where it matters and honest about the rest (`compress.distill.targets`), in about 130
+bytes a token (`compress.distill.coding`). The teacher is the parent; no student is in the key.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from compress.plugins import Context, DataRef, StepConfig
+from compress.quantities import Count
+from compress.records import Artifact, ModelSpec, Outcome, Work
+
+VERSION = 1
+ACCEPTS = ("hf",)
+PRODUCES = "teacher_signals"
+INTERNAL = True
+
+BYTES_PER_TOKEN = 130
+"""About what a token takes with the default settings and a vocabulary of 128k."""
+
+
+class CacheSettings(StepConfig):
+    """What is kept of each of the teacher's distributions."""
+
+    top_k: int = Field(default=32, ge=1, le=65_535)
+    """How many of the likeliest tokens keep their own probability."""
+    tail: Literal["bucket", "sampled"] = "sampled"
+    """What stands for all others. ``sampled``: a few of them, drawn so that the expected gradient is that of the whole
+    distribution. ``bucket``: their mass as one outcome: a quarter smaller and without noise, but a student never learns
+    which of them are likelier."""
+    samples: int = Field(default=16, ge=1, le=65_535)
+    """How many tokens ``sampled`` draws."""
+
+
+class Config(CacheSettings):
+    """What is kept, of what data, and how it is computed."""
+
+    data: DataRef = "recovery"
+    """The data whose tokens are predicted."""
+    tokens: Count
+    """How many tokens will be trained on: rows that are not reached are left out."""
+    batch_tokens: Count | None = None
+    """The tokens of a batch, to which `tokens` is rounded."""
+    temperature: float = Field(default=1.0, gt=0)
+    """What logits are divided by."""
+    attend_across_documents: bool = False
+    """Whether a text packed into a row sees the ones before it."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """What matrices are multiplied in."""
+    teacher_precision: Literal["auto", "bf16", "fp32", "int8", "nf4"] = "auto"
+    """What the teacher's weights are kept in."""
+
+
+OF_TRAINING = tuple(name for name in Config.model_fields if name not in CacheSettings.model_fields)
+"""The settings that must be those of the training that reads the cache."""
+
+
+def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
+    """Return about what one pass over the data takes, if `tokens` is no more than there are."""
+    return Work(
+        flops=2.0 * spec.num_parameters * config.tokens,
+        peak_memory_bytes=500 * 2**20 + spec.weight_bytes,
+        disk_bytes=BYTES_PER_TOKEN * config.tokens,
+    )
+
+
+def run(parent: Artifact, config: Config, context: Context) -> Outcome:
+    """Write the signals of every row that training will read. Raises `InputError` for a teacher with a bent head."""
+    from compress.distill.caching import write_signals
+
+    return Outcome(facts=write_signals(parent.path, config, context))

@@ -1,0 +1,71 @@
+"""From a step's inputs to an objective that learns from cached signals, and how far that is from the teacher itself."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel
+
+from compress.data.tokens import PackedTokens
+from compress.distill import cache_check
+from compress.distill.cached_objective import CachedDistillation
+from compress.distill.losses import forward_kl
+from compress.distill.objective import Distillation
+from compress.distill.signals import TeacherSignals
+from compress.distill.teacher import load_teacher, shared_ids
+from compress.errors import InputError
+from compress.models.device import default_device
+from compress.plugins import Context
+from compress.records import Artifact, JsonValue
+from compress.train.numerics import has_fast_bf16
+
+if TYPE_CHECKING:
+    from compress.distill.step import Config
+
+
+def objective_from_cache(
+    student: PreTrainedModel,
+    parent: Artifact,
+    config: "Config",
+    context: Context,
+    facts: dict[str, JsonValue],
+) -> CachedDistillation:
+    """Return the objective; add to `facts` how it differs from the teacher's own, found once at the first start.
+
+    Raises `InputError` where student and teacher do not number the same tokens alike.
+    """
+    ids = shared_ids(parent.path, context.inputs["teacher"].path)
+    if ids.of_teacher is not None:
+        raise InputError(
+            "cache_teacher: the cached distributions are over the teacher's own tokens, of which the student has a "
+            "part; leave out `cache_teacher`"
+        )
+    signals = TeacherSignals.open(context.inputs["signals"].path)
+    objective = CachedDistillation(student, signals, config.label_weight, ids.num_ids)
+    found = cache_check.kept(context.partial)
+    if found is None:
+        found = _differences(student, objective, signals, ids.num_ids, config, context)
+        cache_check.keep(context.partial, found)
+    facts.update(found)
+    return objective
+
+
+def _differences(
+    student: PreTrainedModel,
+    cached: CachedDistillation,
+    signals: TeacherSignals,
+    num_ids: int,
+    config: "Config",
+    context: Context,
+) -> dict[str, JsonValue]:
+    """Load the teacher for as long as it takes to compare."""
+    teacher = load_teacher(context.inputs["teacher"].path, config.precision, config.teacher_precision)
+    whole = Distillation(
+        student, teacher, forward_kl.divergence, config.temperature, config.label_weight, num_ids
+    )
+    data = PackedTokens.open(context.inputs["data"].path)
+    batch = cache_check.checked_batch(data, signals.rows, config.attend_across_documents)
+    device = torch.device(default_device())
+    bf16 = config.precision != "fp32" and has_fast_bf16(device.type)
+    whole.to(device), cached.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        return cache_check.differences(student.eval(), whole, cached, batch.to(device))

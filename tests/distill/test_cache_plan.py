@@ -1,0 +1,109 @@
+"""Cached teacher signals in a plan: made from the teacher, shared by its students, in no student's way."""
+
+import pytest
+
+from compress.digests import DigestMemo
+from compress.errors import InputError
+from compress.pipeline.planner import make_plan
+from compress.pipeline.schema import load_pipeline
+
+PIPELINE = """
+version: 1
+name: small
+model:
+  tokenizer: bytes
+  config:
+    {model_type: llama, architectures: [LlamaForCausalLM], vocab_size: 259, hidden_size: 64, intermediate_size: 192,
+     num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, max_position_embeddings: 128}
+data:
+  calibration: {source: demo, split: calibration, sequence_length: 64, samples: 32}
+  recovery: {source: demo, split: train, sequence_length: 64, samples: 32}
+  heldout: {source: demo, split: heldout, sequence_length: 64, samples: 8}
+evaluate: {tasks: [world_facts], samples: 4}
+seed: SEED
+steps:
+"""
+NARROW = "{name: narrow, use: prune.width, target: {params: 80%}}"
+SMALL = "{name: small, use: prune.width, target: {params: 60%}, from: original}"
+
+
+def recover(name, of, **settings):
+    keys = {"tokens": "4k", "cache_teacher": "true", **settings}
+    return f"{{name: {name}, use: distill, from: {of}, {', '.join(f'{k}: {v}' for k, v in keys.items())}}}"
+
+
+@pytest.fixture
+def plan(tmp_path):
+    def make(*steps, seed=7, rehearsal=False):
+        file = tmp_path / "small.yaml"
+        file.write_text(PIPELINE.replace("SEED", str(seed)) + "\n".join(f"  - {step}" for step in steps))
+        return make_plan(load_pipeline(file), DigestMemo(tmp_path / "digests"), rehearsal)
+
+    return make
+
+
+def caches(plan):
+    return [node for node in plan.nodes if node.use == "distill.cache_teacher"]
+
+
+def test_the_teacher_is_asked_once_for_all_its_students(plan):
+    made = plan(NARROW, recover("a", "narrow"), SMALL, recover("b", "small", learning_rate=1e-3))
+    (signals,) = caches(made)
+    assert (signals.name, signals.parent, signals.role) == ("original/cache_teacher", "original", "internal")
+    assert signals.kind == "teacher_signals" and signals.inputs == {"data": "data/recovery"}
+    assert made["a"].inputs == {"data": "data/recovery", "teacher": "original", "signals": signals.name}
+    assert made["b"].inputs["signals"] == signals.name
+    assert made.prepared_for("a") == (signals,) and made.prepared_for("b") == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 2},
+        {"cache_teacher": "{top_k: 8}"},
+        {"cache_teacher": "{tail: bucket}"},
+        {"tokens": "8k"},
+        {"attend_across_documents": "true"},
+        {"teacher": "narrow"},
+        {"data": "calibration"},
+    ],
+)
+def test_what_changes_the_answers_changes_the_key(plan, change):
+    made = plan(NARROW, recover("a", "narrow"), SMALL, recover("b", "small", **change))
+    first, second = caches(made)
+    assert first.key != second.key and made["b"].inputs["signals"] == second.name
+
+
+def test_another_seed_samples_anew_and_another_run_finds_the_same(plan):
+    steps = (NARROW, recover("a", "narrow"))
+    keys = [caches(plan(*steps, seed=seed))[0].key for seed in (7, 7, 8)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_without_a_cache_nothing_is_prepared_and_the_teacher_counts(plan):
+    online, cached = (
+        plan(NARROW, recover("a", "narrow", cache_teacher=value))["a"] for value in ("false", "true")
+    )
+    assert set(online.inputs) == {"data", "teacher"}
+    assert cached.work.flops < online.work.flops and cached.key != online.key
+
+
+def test_a_student_of_another_vocabulary_is_refused_when_planned(plan):
+    pruned = "{name: few, use: prune.vocab, target: {tokens: 50%}, corpus: calibration}"
+    with pytest.raises(
+        InputError, match=r"step 'a': .*cache_teacher makes of 'original'.* 'few' has another"
+    ):
+        plan(pruned, recover("a", "few"))
+    plan(pruned, recover("a", "few", cache_teacher="false"))
+    plan(pruned, recover("a", "few", teacher="few"))
+
+
+def test_a_teacher_that_cannot_be_asked_is_refused_when_planned(plan):
+    rounded = "{name: int8, use: quantize.bitsandbytes, bits: 8}"
+    with pytest.raises(InputError, match="needs hf, but `teacher: int8` is bitsandbytes"):
+        plan(rounded, recover("a", "original", teacher="int8"))
+
+
+def test_a_rehearsal_asks_about_the_tiny_data(plan):
+    (signals,) = caches(plan(NARROW, recover("a", "narrow"), rehearsal=True))
+    assert signals.config.tokens == 2_048
