@@ -15,7 +15,8 @@ from compress.plugins import Context
 from compress.records import JsonValue
 from compress.train.batches import Batches, Rows
 from compress.train.checkpoint import Checkpoints
-from compress.train.numerics import applied, resolve
+from compress.train.memory import fitted, giving_way, is_out_of_memory, recompute_activations, tried_on
+from compress.train.numerics import Numerics, applied, keep, resolve
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 from compress.train.training import Training
@@ -38,63 +39,119 @@ def fit(
     learned, or a GPU is too small for the micro-batch.
     """
     schedule = Schedule.of(settings, data.sequence_length)
-    numerics = resolve(context.partial, settings, schedule, student)
+
+    def on_gpu(numerics: Numerics) -> Numerics:
+        _place(objective, numerics)
+        return fitted(numerics, settings, schedule, tried_on(objective, student.train(), data, numerics))
+
+    numerics = resolve(context.partial, settings, schedule, on_gpu)
     with applied(numerics):
         torch.manual_seed(context.seed)
-        for model in (m for m in objective.children() if isinstance(m, PreTrainedModel)):
-            model.set_attn_implementation(numerics.attention)
-        objective.to(numerics.device)
+        _place(objective, numerics)
+        recompute_activations(student, numerics.checkpoint_activations)
         batches = Batches(data, schedule.batch_sequences, context.seed, settings.attend_across_documents)
         training = Training(objective, student, batches, settings, schedule, numerics, watch)
         student.train()
+        if numerics.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()  # trying sizes took as much as there is
         try:
-            _take_all_steps(training, Checkpoints(context.partial, settings.checkpoint_seconds), context)
-            training.finish()
-        except torch.cuda.OutOfMemoryError as error:
-            raise StepFailed(
-                f"the GPU's memory is too small for {numerics.micro_batch} sequences of "
-                f"{schedule.sequence_length} tokens at once; set a smaller `micro_batch`"
-            ) from error
+            _Loop(training, settings, context).run()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise StepFailed(_too_small(training.numerics, error)) from error
         finally:
             student.zero_grad(set_to_none=True)
+            recompute_activations(student, False)
             student.eval()
     if not training.curve:
         raise StepFailed("in all that was read, no token was to be learned: the rows hold no answers")
     return training.facts()
 
 
-def _take_all_steps(training: Training, checkpoints: Checkpoints, context: Context) -> None:
-    """Take the steps that are left, keeping checkpoints. Returns when all are taken, or raises."""
-    if checkpoints.exist:
-        training.restore(checkpoints.read())
-        training.num_resumed += 1
-    checkpoints.write(training.state())
-    rolled_back = False
-    training.look()
-    while not training.done:
-        if seen := _take_step(training):
-            if rolled_back:
-                raise StepFailed(f"training diverged: {seen}, twice; try a lower `learning_rate`, or fp32")
-            rolled_back = True
-            context.warn(f"{seen}; went back to the last checkpoint once")
+def _place(objective: nn.Module, numerics: Numerics) -> None:
+    for model in (m for m in objective.children() if isinstance(m, PreTrainedModel)):
+        model.set_attn_implementation(numerics.attention)
+    objective.to(numerics.device)
+
+
+def _too_small(numerics: Numerics, error: BaseException) -> str:
+    return (
+        f"memory is too small for {numerics.micro_batch} sequences at once, beside weights and optimizer "
+        f"({_first_line(error)}); shorter sequences, `checkpoint_activations: true` or `lora` need less"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+class _Loop:
+    """The steps that are left, each with what may go wrong in it."""
+
+    def __init__(self, training: Training, settings: TrainingSettings, context: Context) -> None:
+        self._training, self._settings, self._context = training, settings, context
+        self._checkpoints = Checkpoints(context.partial, settings.checkpoint_seconds)
+        self._rolled_back = False
+
+    def run(self) -> None:
+        """Take the steps that are left, keeping checkpoints. Returns when all are taken, or raises."""
+        training, checkpoints, context = self._training, self._checkpoints, self._context
+        if checkpoints.exist:
             training.restore(checkpoints.read())
+            training.num_resumed += 1
+        checkpoints.write(training.state())
         training.look()
-        context.progress(training.num_tokens, training.total_tokens, "tokens", **training.all_figures())
-        if context.stopping:
-            checkpoints.write(training.state())
-            context.stop()
-        if checkpoints.due:
-            checkpoints.write(training.state())
+        while not training.done:
+            self._take_step()
+            training.look()
+            context.progress(training.num_tokens, training.total_tokens, "tokens", **training.all_figures())
+            if context.stopping:
+                checkpoints.write(training.state())
+                context.stop()
+            if checkpoints.due:
+                checkpoints.write(training.state())
+        training.finish()
 
+    def _take_step(self) -> None:
+        """Take one step; where its loss is not finite, go back to the last checkpoint once."""
+        learned = self._gradient()
+        if learned is None:
+            self._training.skip()
+        elif all(map(math.isfinite, learned)):
+            self._training.update(learned[0])
+        else:
+            self._roll_back(*learned)
 
-def _take_step(training: Training) -> str | None:
-    """Take one step; where its loss is not finite, take none and return what was seen."""
-    learned = training.compute_gradient()
-    if learned is None:
-        training.skip()
-    elif all(map(math.isfinite, learned)):
-        training.update(learned[0])
-    else:
-        loss, grad_norm = learned
-        return f"at step {training.step + 1} the loss was {loss} and the gradient's length {grad_norm}"
-    return None
+    def _roll_back(self, loss: float, grad_norm: float) -> None:
+        at = self._training.step + 1
+        seen = f"at step {at} the loss was {loss} and the gradient's length {grad_norm}"
+        if self._rolled_back:
+            raise StepFailed(f"training diverged: {seen}, twice; try a lower `learning_rate`, or fp32")
+        self._rolled_back = True
+        self._context.warn(f"{seen}; went back to the last checkpoint once")
+        self._training.restore(self._checkpoints.read())
+
+    def _gradient(self) -> tuple[float, float] | None:
+        """Return what the step's gradient says, with less at once each time memory runs out."""
+        while True:
+            try:
+                return self._training.compute_gradient()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # What the error's frames hold is free once it is gone: give way behind this block.
+                failure = StepFailed(_too_small(self._training.numerics, error))
+            self._give_way(failure)
+
+    def _give_way(self, failure: StepFailed) -> None:
+        training = self._training
+        less = giving_way(training.numerics, self._settings, training.can_recompute)
+        if less is None:
+            raise failure
+        training.make_room(less)
+        keep(self._context.partial, less)
+        self._context.warn(
+            f"at step {training.step + 1} memory ran out: {less.gave_way[-1]}. From here on the result may differ in "
+            "its last bits from that of a run with more memory"
+        )

@@ -5,25 +5,22 @@ many threads share a sum or how many sequences share a matrix product.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from compress.errors import InputError
 from compress.models.device import default_device
-from compress.records import Record
-from compress.train.cost import STATE_BYTES, activation_bytes_per_token
+from compress.records import JsonValue, Record
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 
 START = "start.json"
 CPU_MICRO_TOKENS = 2_048
 """More tokens at once make a processor no faster: its caches are full."""
-CUDA_MICRO_TOKENS = 65_536
 EAGER_TOKENS = 256
 """Up to here whole attention matrices are small, and on a processor in bf16 plain matrix products take a
 third of the time of the fused kernel, whose backward pass is slow."""
@@ -37,6 +34,16 @@ class Numerics(Record):
     num_threads: int
     micro_batch: int
     attention: Literal["eager", "sdpa"]
+    checkpoint_activations: bool = False
+    gave_way: tuple[str, ...] = ()
+    """What was changed when memory ran out."""
+
+    def facts(self) -> dict[str, JsonValue]:
+        """Return what the record keeps, and whether the same bytes would come again on such a machine."""
+        facts = self.model_dump(exclude={"gave_way"}) | {"bit_exact": not self.gave_way}
+        if self.gave_way:
+            facts["bit_exact_ended_by"] = f"memory ran out: {'; '.join(self.gave_way)}"
+        return facts
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context a forward pass runs in."""
@@ -46,17 +53,28 @@ class Numerics(Record):
 
 
 def resolve(
-    folder: Path, settings: TrainingSettings, schedule: Schedule, student: PreTrainedModel
+    folder: Path, settings: TrainingSettings, schedule: Schedule, on_gpu: Callable[[Numerics], Numerics]
 ) -> Numerics:
-    """Return the answers given at the first start of the work in `folder`, or give and write them now."""
+    """Return the answers given at the first start of the work in `folder`, or give and write them now.
+
+    `on_gpu` completes them where there is a GPU, by trying what fits.
+    """
     path = folder / START
     if path.exists():
         return Numerics.model_validate_json(path.read_text(encoding="utf-8"))
-    numerics = _decide(settings, schedule, student)
+    numerics = _decide(settings, schedule)
+    if numerics.device != "cpu":
+        numerics = on_gpu(numerics)
+    keep(folder, numerics)
+    return numerics
+
+
+def keep(folder: Path, numerics: Numerics) -> None:
+    """Write the answers beside the partial work in `folder`, in the place of earlier ones."""
+    path = folder / START
     temporary = path.with_suffix(".new")
     temporary.write_text(numerics.model_dump_json(), encoding="utf-8")
     temporary.replace(path)
-    return numerics
 
 
 @contextmanager
@@ -83,28 +101,18 @@ def has_fast_bf16(device: str) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def _decide(settings: TrainingSettings, schedule: Schedule, student: PreTrainedModel) -> Numerics:
+def _decide(settings: TrainingSettings, schedule: Schedule) -> Numerics:
     device = default_device()
     if settings.precision == "bf16" and not has_fast_bf16(device):
         raise InputError("`precision: bf16`: this machine has no fast bf16. Allowed: auto, fp32")
     bf16 = settings.precision != "fp32" and has_fast_bf16(device)
     eager = device == "cpu" and bf16 and schedule.sequence_length <= EAGER_TOKENS
+    micro_batch = settings.micro_batch or max(1, CPU_MICRO_TOKENS // schedule.sequence_length)
     return Numerics(
         device=device,
         precision="bf16" if bf16 else "fp32",
         num_threads=torch.get_num_threads(),
-        micro_batch=min(
-            settings.micro_batch or _fitting(schedule, device, student), schedule.batch_sequences
-        ),
+        micro_batch=min(micro_batch, schedule.batch_sequences),
         attention="eager" if eager else "sdpa",
+        checkpoint_activations=settings.checkpoint_activations is True,
     )
-
-
-def _fitting(schedule: Schedule, device: str, student: PreTrainedModel) -> int:
-    """Return how many sequences fit: on CUDA into half of what weights and optimizer leave free."""
-    tokens = CPU_MICRO_TOKENS
-    if device != "cpu":
-        free = torch.cuda.mem_get_info()[0] - STATE_BYTES * student.num_parameters()
-        per_token = max(1, activation_bytes_per_token(student.config.to_dict()))
-        tokens = min(CUDA_MICRO_TOKENS, free // 2 // per_token)
-    return max(1, tokens // schedule.sequence_length)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from compress.records import CurvePoint, JsonValue
 from compress.train.batches import Batches
 from compress.train.checkpoint import State
+from compress.train.memory import recompute_activations
 from compress.train.numerics import Numerics
 from compress.train.optimizer import adamw, average_and_clip
 from compress.train.schedule import Schedule
@@ -35,7 +36,7 @@ class Training:
         watch: Watch | None = None,
     ) -> None:
         self._objective, self._student, self._batches = objective, student, batches
-        self._schedule, self._numerics, self._watch = schedule, numerics, watch
+        self._schedule, self.numerics, self._watch = schedule, numerics, watch
         self._max_grad_norm = settings.max_grad_norm
         self._optimizer = adamw(student, settings)
         self._stride = -(-schedule.num_steps // CURVE_POINTS)
@@ -68,10 +69,10 @@ class Training:
         """
         self._step_started = time.monotonic()
         self._optimizer.zero_grad(set_to_none=True)
-        device = self._numerics.device
+        device = self.numerics.device
         total, num_tokens = torch.zeros((), device=device), 0
-        for batch in self._batches.at(self.step).split(self._numerics.micro_batch):
-            with self._numerics.autocast():
+        for batch in self._batches.at(self.step).split(self.numerics.micro_batch):
+            with self.numerics.autocast():
                 loss, count = self._objective(batch.to(device))
             loss.backward()
             total += loss.detach()
@@ -88,12 +89,25 @@ class Training:
         self._optimizer.step()
         self._advance(1.0, loss)
 
+    @property
+    def can_recompute(self) -> bool:
+        """Whether the student can compute its activations a second time."""
+        return bool(self._student.supports_gradient_checkpointing)
+
+    def make_room(self, less: Numerics) -> None:
+        """Go on with what needs less memory, and give back what the failed attempt left."""
+        self.numerics = less
+        recompute_activations(self._student, less.checkpoint_activations)
+        self._optimizer.zero_grad(set_to_none=True)
+        if less.device != "cpu":
+            torch.cuda.empty_cache()
+
     def look(self) -> None:
         """Evaluate the student where that is due, and note it at the curve's point of this step."""
         watch = self._watch
         if watch is None or not watch.is_due(self.step, self._schedule.num_steps):
             return
-        look = watch.look(self.step, self._objective, self._student, self.weights(), self._numerics)
+        look = watch.look(self.step, self._objective, self._student, self.weights(), self.numerics)
         if self.curve and self.curve[-1]["tokens"] == self.num_tokens:
             self.curve[-1] |= {"held_out": look.held_out, "tasks": look.tasks}
 
@@ -151,13 +165,13 @@ class Training:
             "optimizer_steps": self.step,
             "batch_tokens": self._schedule.batch_tokens,
             "tokens_per_second": self.num_tokens / self.seconds,
-            **self._numerics.model_dump(),
+            **self.numerics.facts(),
             "resumed": self.num_resumed,
             "curve": self.curve,
         }
         if self._watch is not None:
             facts |= self._watch.facts(self._schedule.batch_tokens)
-        if self._numerics.device != "cpu":
+        if self.numerics.device != "cpu":
             facts["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
         return facts
 
@@ -167,7 +181,7 @@ class Training:
             "student": self.weights(),
             "optimizer": self._optimizer.state_dict(),
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self._numerics.device != "cpu" else [],
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.numerics.device != "cpu" else [],
             "watch": self._watch.state() if self._watch else {},
             **{name: getattr(self, name) for name in _COUNTERS},
         }

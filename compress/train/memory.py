@@ -1,0 +1,110 @@
+"""How a training fits into the memory there is: sizes tried before the first step, smaller ones when it runs out."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from compress.errors import InputError
+from compress.train.batches import Rows
+from compress.train.numerics import Numerics
+from compress.train.schedule import Schedule
+from compress.train.settings import TrainingSettings
+
+Fits = Callable[[int, bool], bool]
+"""Whether so many sequences at once fit, with recomputed activations or without."""
+
+MOST_TOKENS = 65_536
+"""More tokens at once make no GPU faster."""
+FEW_TOKENS = 2_048
+"""Where not even these fit, activations are recomputed: smaller products would leave a GPU idle for longer."""
+SHARE = 0.9
+"""Of a GPU's memory; the rest is lost between blocks, and documents differ."""
+MOMENT_BYTES = 8
+"""A trained parameter's AdamW moments, which are not there yet when sizes are tried."""
+CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
+
+
+def fitted(numerics: Numerics, settings: TrainingSettings, schedule: Schedule, fits: Fits) -> Numerics:
+    """Return the numerics with the largest micro-batch that fits, and with recomputing where little would."""
+    length = schedule.sequence_length
+    recompute = settings.checkpoint_activations
+    if recompute == "auto":
+        recompute = not fits(settings.micro_batch or _within(FEW_TOKENS, length, schedule), False)
+    most = _within(MOST_TOKENS, length, schedule)
+    micro_batch = settings.micro_batch or largest(lambda size: fits(size, recompute), most)
+    micro_batch = min(micro_batch, schedule.batch_sequences)
+    return numerics.model_copy(update={"micro_batch": micro_batch, "checkpoint_activations": recompute})
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest of 1, 2, 4, … and `most` that fits, trying from below; 1 where none does."""
+    size = 1
+    while size < most and fits(larger := min(2 * size, most)):
+        size = larger
+    return size
+
+
+def tried_on(objective: nn.Module, student: PreTrainedModel, rows: Rows, numerics: Numerics) -> Fits:
+    """Return a trial of a size on the GPU that objective and student are on."""
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    available = SHARE * (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved())
+
+    def fits(size: int, recompute: bool) -> bool:
+        recompute_activations(student, recompute)
+        batch = rows.learning_batch([index % rows.num_sequences for index in range(size)])
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            with torch.random.fork_rng():
+                for _ in range(2):  # the second time beside the gradients of the first, as in a long batch
+                    with numerics.autocast():
+                        loss, _ = objective(batch.to(numerics.device))
+                    loss.backward()
+                    del loss
+        except torch.cuda.OutOfMemoryError:
+            return False
+        finally:
+            student.zero_grad(set_to_none=True)
+        return bool(torch.cuda.max_memory_allocated() + MOMENT_BYTES * trained <= available)
+
+    return fits
+
+
+def recompute_activations(student: PreTrainedModel, recompute: bool) -> None:
+    """Let the student keep its activations for the backward pass, or only each layer's input.
+
+    Recomputed they are the same numbers: dropout draws again what it drew (Chen et al. 2016, arXiv:1604.06174). Raises
+    `InputError` for a model that cannot.
+    """
+    if not student.supports_gradient_checkpointing:
+        if recompute:
+            raise InputError(
+                f"checkpoint_activations: a model of type '{student.config.model_type}' cannot recompute its "
+                "activations. Allowed: auto, false"
+            )
+    elif recompute:
+        student.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        student.activation_checkpointing_disable()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too small, on a GPU or on a processor."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or CPU_FULL in str(error)
+
+
+def giving_way(numerics: Numerics, settings: TrainingSettings, can_recompute: bool) -> Numerics | None:
+    """Return what needs less memory: half the sequences at once, then recomputed activations; `None` beyond that."""
+    if numerics.micro_batch > 1:
+        less: dict[str, object] = {"micro_batch": numerics.micro_batch // 2}
+        said = f"micro_batch {numerics.micro_batch} became {numerics.micro_batch // 2}"
+    elif settings.checkpoint_activations == "auto" and can_recompute and not numerics.checkpoint_activations:
+        less, said = {"checkpoint_activations": True}, "activations are recomputed"
+    else:
+        return None
+    return numerics.model_copy(update={**less, "gave_way": (*numerics.gave_way, said)})
+
+
+def _within(tokens: int, sequence_length: int, schedule: Schedule) -> int:
+    return min(max(1, tokens // sequence_length), schedule.batch_sequences)
