@@ -11,6 +11,17 @@ from compress.quantities import Count
 from compress.records import ModelSpec
 
 
+class Lora(StepConfig):
+    """Low-rank adapters (LoRA): the few weights that are trained instead of all."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rows of each adapter. 8 to 64; recovery after pruning changes much, so rather more."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapters' product is multiplied by alpha / rank. Keep it at twice the rank, and the learning rate with it."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which layers get one: all linear ones but the output head, or names such as ``q_proj``."""
+
+
 class TrainingSettings(StepConfig):
     """The settings of the one training loop."""
 
@@ -19,7 +30,8 @@ class TrainingSettings(StepConfig):
     tokens: Count
     """How many tokens to train on, rounded to whole batches: ``2B``, ``1.6M``, ``500k`` or a number."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """The highest learning rate. 1e-4 suits recovery after pruning; tiny models bear 1e-3 and more."""
+    """The highest learning rate. 1e-4 suits recovery after pruning; tiny models bear 1e-3 and more, and `lora` about
+    ten times what all weights do."""
     warmup: float = Field(default=0.05, ge=0, le=1)
     """The share of the steps in which the learning rate rises to its highest."""
     floor: float = Field(default=0.1, ge=0, le=1)
@@ -53,6 +65,9 @@ class TrainingSettings(StepConfig):
     stop_after: int | None = Field(default=None, ge=1)
     """Stop once so many evaluations in a row brought no lower held-out loss, and keep the weights of the lowest. Left
     out: all steps are taken and the last weights kept, which end at the lowest learning rate and are rarely worse."""
+    lora: Lora | None = None
+    """Train low-rank adapters and add them to the frozen weights at the end: optimizer and checkpoints shrink to a few
+    per cent, and what is learned is more limited. Left out: all weights are trained. ``{}`` takes the defaults."""
     attend_across_documents: bool = False
     """Whether a text packed into a row sees the ones before it and is predicted from them. It is no part of what they
     say, so by default attention stays within each text."""

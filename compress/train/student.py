@@ -1,6 +1,7 @@
 """From a parent checkpoint to a trained one: what `train` and `distill` share around the loop."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from compress.models.spec import read_spec, stored_dtype
 from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome
 from compress.train.loop import fit
-from compress.train.settings import TrainingSettings
+from compress.train.settings import Lora, TrainingSettings
 from compress.train.tasks import WatchedTasks
 from compress.train.watch import Watch
 
@@ -27,13 +28,30 @@ def train_student(
 ) -> Outcome:
     """Train the parent's model by the objective built around it; write it in the parent's dtypes."""
     student = load_model(parent.path, dtype=torch.float32)
+    merge = _add_adapters(student, settings.lora, context) if settings.lora else None
     data = PackedTokens.open(context.inputs["data"].path)
     watch = _watch(parent, settings, context)
     facts = fit(objective(student), student, data, settings, context, watch)
+    if merge:
+        merge()
     _store_like(read_spec(parent.path), student.to("cpu"))
     save_model(student, context.folder, like=parent.path)
     copy_map(parent.path, context.folder)
     return Outcome(spec=read_spec(context.folder), facts=facts)
+
+
+def _add_adapters(student: PreTrainedModel, settings: Lora, context: Context) -> Callable[[], None]:
+    """Put adapters into the student; return what merges them."""
+    # peft takes seconds to import: only where it is asked for.
+    from compress.train.lora import add_adapters, merge, num_in_experts
+
+    experts = num_in_experts(student)
+    if experts and settings.targets == "all-linear":
+        context.warn(
+            f"lora: the {experts:,} weights of fused experts are in no linear layer and stay as they are; "
+            "only the other layers are trained"
+        )
+    return partial(merge, add_adapters(student, settings, context.seed))
 
 
 def _watch(parent: Artifact, settings: TrainingSettings, context: Context) -> Watch | None:

@@ -162,6 +162,7 @@ class Training:
         facts: dict[str, JsonValue] = {
             "loss": self.curve[-1]["loss"],
             "tokens": self.num_tokens,
+            "trained_parameters": sum(p.numel() for p in self._student.parameters() if p.requires_grad),
             "optimizer_steps": self.step,
             "batch_tokens": self._schedule.batch_tokens,
             "tokens_per_second": self.num_tokens / self.seconds,
