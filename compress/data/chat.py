@@ -54,14 +54,12 @@ class ChatTemplate:
     def render(self, conversation: Conversation) -> Rendered:
         """Return the whole conversation and where its answers are.
 
-        Raises `InputError` for one the template refuses, or renders differently once more follows.
+        Raises `InputError` for one the template refuses, leaves an answer out of, or renders differently once more
+        follows.
         """
-        messages = conversation.messages
-        if self._marks_answers:
-            text, spans = self._apply(conversation, messages, marks=True)
-            return Rendered(text, tuple(spans))
-        text, _ = self._apply(conversation, messages)
-        return Rendered(text, tuple(self._answers(conversation, text)))
+        text, spans = self._apply(conversation, conversation.messages, marks=self._marks_answers)
+        _check_answers(conversation, text)
+        return Rendered(text, tuple(spans if self._marks_answers else self._answers(conversation, text)))
 
     def _answers(self, conversation: Conversation, text: str) -> Iterator[Span]:
         messages = conversation.messages
@@ -70,11 +68,13 @@ class ChatTemplate:
                 continue
             before, _ = self._apply(conversation, messages[:index], asks=True)
             through, _ = self._apply(conversation, messages[: index + 1])
-            if not (text.startswith(through) and through.startswith(before)):
-                raise InputError(
-                    f"{conversation.where}: the chat template writes what stands up to message {index + 1} differently "
-                    "once more follows, so its answers cannot be told from the rest; give the path of a template that "
-                    "marks them with {% generation %} as `chat_template` beside the source"
+            if not through.startswith(before):
+                raise _not_told_apart(
+                    conversation, f"asks for message {index + 1} with words it does not begin with"
+                )
+            if not text.startswith(through):
+                raise _not_told_apart(
+                    conversation, f"writes message {index + 1} differently once more follows"
                 )
             yield len(before), self._end_of_turn(through)
 
@@ -105,3 +105,22 @@ class ChatTemplate:
         except (TemplateError, TypeError, KeyError) as error:
             raise InputError(f"{conversation.where}: the chat template refuses it: {error}") from error
         return texts[0], spans[0] if marks else []
+
+
+def _check_answers(conversation: Conversation, text: str) -> None:
+    """Raise where an answer is not in the text, as with templates that read contents of another form.
+
+    What an answer thinks before it speaks, templates may drop or rewrite; so they may what accompanies a tool's call.
+    """
+    for number, message in enumerate(conversation.messages, start=1):
+        if message["role"] != ANSWERS or "tool_calls" in message:
+            continue
+        if message["content"].rpartition("</think>")[2].strip() not in text:
+            raise InputError(f"{conversation.where}: the chat template leaves out what message {number} says")
+
+
+def _not_told_apart(conversation: Conversation, why: str) -> InputError:
+    return InputError(
+        f"{conversation.where}: the chat template {why}, so its answers cannot be told from the rest; give the path "
+        "of a template that marks them with {% generation %} as `chat_template` beside the source"
+    )

@@ -12,8 +12,10 @@ MARKED = (
     "{% else %}{{ m.content }}</s>\n{% endif %}{% endfor %}"
 ) + ASKS
 """The same, and says itself what the answers are."""
-FORGETTING = PLAIN.replace("{{ m.content }}", "{% if loop.last %}(thinks) {% endif %}{{ m.content }}")
-"""Writes a turn differently once another follows, as templates do that drop earlier reasoning."""
+FORGETTING = PLAIN.replace(
+    "{{ m.content }}", "{% if loop.last and m.role == 'assistant' %}(thinks) {% endif %}{{ m.content }}"
+)
+"""Writes an answer differently once another follows, as templates do that drop earlier reasoning."""
 REFUSING = "{{ raise_exception('roles must alternate') }}"
 
 MESSAGES = (

@@ -63,15 +63,35 @@ def test_a_turn_that_ends_with_no_token_of_its_own_keeps_the_space_that_ends_it(
 
 def test_a_template_that_rewrites_what_it_wrote_is_refused(bytes_tokenizer):
     with pytest.raises(
-        InputError, match=r"chats\.jsonl:3: .* up to message 3 differently .* `chat_template`"
+        InputError, match=r"chats\.jsonl:3: .* writes message 3 differently .* `chat_template`"
     ):
         answers(bytes_tokenizer, FORGETTING)
 
 
-def test_such_a_template_still_renders_a_conversation_with_one_answer(bytes_tokenizer):
+def test_a_template_that_asks_otherwise_than_it_answers_is_refused(bytes_tokenizer):
+    template = PLAIN.replace("<s>assistant\n", "<s>assistant\n(thinks)")
+    with pytest.raises(InputError, match="asks for message 3 with words it does not begin with"):
+        answers(bytes_tokenizer, template)
+
+
+@pytest.mark.parametrize("template", [PLAIN, MARKED], ids=["plain", "marked"])
+def test_a_template_that_leaves_an_answer_out_is_refused(bytes_tokenizer, template):
+    """As those do that read contents as lists of parts."""
+    with pytest.raises(InputError, match="leaves out what message 3 says"):
+        answers(bytes_tokenizer, template.replace("m.content", "m.content.parts"))
+
+
+def test_what_an_answer_thinks_may_be_dropped(bytes_tokenizer):
+    thinks = Conversation(
+        (MESSAGES[1], {"role": "assistant", "content": "<think>Where?</think>\n\nThere."}), "here"
+    )
+    template = PLAIN.replace("m.content", "m.content.split('</think>')[-1].strip()")
+    assert answers(bytes_tokenizer, template, thinks) == ["There.</s>"]
+
+
+def test_a_template_that_rewrites_still_renders_a_conversation_with_one_answer(bytes_tokenizer):
     once = Conversation(MESSAGES[:3], "here")
-    template = FORGETTING.replace("{% if loop.last %}", "{% if loop.last and m.role == 'assistant' %}")
-    assert answers(bytes_tokenizer, template, once) == ["(thinks) In Arlen.</s>"]
+    assert answers(bytes_tokenizer, FORGETTING, once) == ["(thinks) In Arlen.</s>"]
 
 
 def test_a_tokenizer_without_a_template_is_refused_naming_the_way_out(bytes_tokenizer):
