@@ -42,7 +42,7 @@ def train_student(
 
 def _add_adapters(student: PreTrainedModel, settings: Lora, context: Context) -> Callable[[], None]:
     """Put adapters into the student; return what merges them."""
-    # peft takes seconds to import: only where it is asked for.
+    # peft takes a second to import: only where it is asked for.
     from compress.train.lora import add_adapters, merge, num_in_experts
 
     experts = num_in_experts(student)

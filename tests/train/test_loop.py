@@ -103,6 +103,34 @@ def test_one_bad_loss_is_undone_and_leaves_no_trace(tmp_path):
         assert torch.equal(ours, theirs)
 
 
+class BadGradient(NextToken):
+    """A loss that is a number and whose gradient is none, from some call on."""
+
+    def __init__(self, student, since: int, until: int = 10**6) -> None:
+        super().__init__(student)
+        self.calls, self.num_calls = range(since, until), 0
+
+    def forward(self, batch):
+        self.num_calls += 1
+        total, num_tokens = super().forward(batch)
+        if self.num_calls in self.calls:
+            total.register_hook(lambda slope: slope * float("nan"))
+        return total, num_tokens
+
+
+def test_a_gradient_that_is_no_number_is_undone_once_and_fails_the_second_time(tmp_path):
+    clean, _, _ = train(tmp_path / "clean", checkpoint_seconds=1000)
+    mended, _, context = train(
+        tmp_path / "mended", lambda student: BadGradient(student, 6, 7), checkpoint_seconds=1000
+    )
+    assert len(context.warnings) == 1 and "the gradient's length nan" in context.warnings[0]
+    for ours, theirs in zip(mended.parameters(), clean.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    seen = r"diverged: at step \d+ the loss was \d+\.\d+ and the gradient's length nan, twice"
+    with pytest.raises(StepFailed, match=seen):
+        train(tmp_path / "failed", lambda student: BadGradient(student, 6), checkpoint_seconds=1000)
+
+
 def test_a_second_bad_loss_fails_and_says_what_was_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "WORK_PER_WRITE", 0)
     with pytest.raises(StepFailed, match=r"diverged: at step 2 the loss was nan .* lower `learning_rate`"):
