@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -37,10 +38,10 @@ def held_out_means(objective: nn.Module, batches: list[Batch], numerics: Numeric
     return {name: value / num_tokens for name, value in sums.items()} if num_tokens else {}
 
 
-def held_out_batches(rows: Rows, num_rows: int, size: int) -> list[Batch]:
-    """Return the first rows in batches of at most `size`."""
+def held_out_batches(rows: Rows, num_rows: int, size: int, attend_across_documents: bool) -> list[Batch]:
+    """Return the first rows in batches of at most `size`, each text apart unless asked, as in training."""
     batch = rows.learning_batch(list(range(min(num_rows, rows.num_sequences))))
-    return list(batch.split(size))
+    return list((replace(batch, positions=None) if attend_across_documents else batch).split(size))
 
 
 def _figures(objective: nn.Module, batch: Batch) -> tuple[Mapping[str, Tensor], int]:

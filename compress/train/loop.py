@@ -36,13 +36,14 @@ def fit(
     objective: ``(Batch) -> (summed loss, number of tokens it is of)``. The student's weights are fp32 and stay so.
     `watch` looks at it on the way and may end it early. Work is kept in ``context.partial`` and taken up from there.
     Raises `StepFailed` when the loss is not finite again after a return to the last checkpoint, when nothing is to be
-    learned, or a GPU is too small for the micro-batch.
+    learned, or memory is too small for one sequence.
     """
     schedule = Schedule.of(settings, data.sequence_length)
 
     def on_gpu(numerics: Numerics) -> Numerics:
-        _place(objective, numerics)
-        return fitted(numerics, settings, schedule, tried_on(objective, student.train(), data, numerics))
+        with applied(numerics):
+            _place(objective, numerics)
+            return fitted(numerics, settings, schedule, tried_on(objective, student.train(), data, numerics))
 
     numerics = resolve(context.partial, settings, schedule, on_gpu)
     with applied(numerics):

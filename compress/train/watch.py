@@ -82,7 +82,10 @@ class Watch:
         numerics: Numerics,
     ) -> Look:
         """Evaluate the student as it is. Raises `StepFailed` for held-out data without anything to predict."""
-        batches = held_out_batches(self._rows, self._settings.held_out_rows, numerics.micro_batch)
+        asked = self._settings
+        batches = held_out_batches(
+            self._rows, asked.held_out_rows, numerics.micro_batch, asked.attend_across_documents
+        )
         was_training = student.training
         with torch.random.fork_rng():
             student.eval()

@@ -11,12 +11,14 @@ from compress.measure import quality
 from compress.models.checkpoint import load_model, load_tokenizer
 from compress.records import Artifact, CurvePoint
 from compress.train import checkpoint, step
+from compress.train.held_out import held_out_batches
 from compress.train.objective import NextToken
 from compress.train.settings import TrainingSettings
 from compress.train.tasks import WatchedTasks
 from compress.train.watch import Watch, falls
 from tests.fakes import FakeContext
 from tests.train.inputs import InMemory, context, countable_ids, parent, payload, tokens
+from tests.train.test_batches import Marked
 from tests.train.test_resume import DiesAt, Killed, Stopped, StopsAt
 
 CONFIG = step.Config(
@@ -139,6 +141,13 @@ class TellsOfIt(NextToken):
     def held_out(self, batch):
         loss, count = self(batch)
         return {"loss": loss, "same_top": torch.tensor(count / 4)}, count
+
+
+def test_held_out_rows_are_read_as_training_reads_its_own():
+    marked = Marked(countable_ids(num=6, length=3))
+    apart, together = (held_out_batches(marked, 5, 2, asked) for asked in (False, True))
+    assert [len(batch) for batch in apart] == [len(batch) for batch in together] == [2, 2, 1]
+    assert [sum(len(b.targets) for b in batches) for batches in (apart, together)] == [5, 10]
 
 
 def test_an_objective_may_tell_more_than_its_loss(model, tmp_path, monkeypatch):
