@@ -7,7 +7,7 @@ Shapes: N tokens, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from compress.data.batch import Batch
 from compress.data.tokens import PackedTokens, order
 from compress.distill.cache_teacher import Config
 from compress.distill.signals import About, SignalsWriter
-from compress.distill.targets import Targets, sparse_targets
+from compress.distill.targets import Targets, joined, sparse_targets
 from compress.distill.teacher import load_teacher
 from compress.models.device import default_device
 from compress.plugins import Context
@@ -97,7 +97,6 @@ class Caching:
         about = About(
             vocabulary=vocabulary,
             top_k=min(config.top_k, vocabulary),
-            tail=config.tail,
             samples=config.samples if config.tail == "sampled" else 0,
             temperature=config.temperature,
         )
@@ -113,7 +112,7 @@ class Caching:
         bf16 = self.start.precision == "bf16"
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             hidden_ND = hidden_states(self.teacher, batch.to(device))
-            return _joined(list(self._tiles(hidden_ND, places_N.to(device))))
+            return joined(list(self._tiles(hidden_ND, places_N.to(device))))
 
     def _tiles(self, hidden_ND: Tensor, places_N: Tensor) -> Iterator[Targets]:
         step = max(16, TILE_BYTES[hidden_ND.device.type] // (4 * self.about.vocabulary))
@@ -121,7 +120,7 @@ class Caching:
             tile = slice(begin, begin + step)
             logits_NV = project(hidden_ND[tile], self.weight_VD, self.bias_V) / self.about.temperature
             about, places = self.about, places_N[tile]
-            yield sparse_targets(logits_NV, about.top_k, about.tail, places, about.samples).to("cpu")
+            yield sparse_targets(logits_NV, about.top_k, places, about.samples).to("cpu")
 
 
 def _write_rest(
@@ -158,12 +157,6 @@ def _num_targets(batch: Batch) -> list[int]:
         return [batch.ids.shape[1] - 1] * len(batch)
     counts: list[int] = mask_BT.sum(-1).tolist()
     return counts
-
-
-def _joined(parts: Sequence[Targets]) -> Targets:
-    names = [field.name for field in fields(Targets) if field.name != "has_bucket"]
-    tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    return Targets(**tensors, has_bucket=parts[0].has_bucket)
 
 
 def _started(folder: Path, config: Config, sequence_length: int) -> Start:

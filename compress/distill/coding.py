@@ -1,9 +1,10 @@
 """How a target is stored: sorted ids in about 14 bits each, probabilities in 8, all targets in equally many bytes.
 
-A likely id's probability is written as how far its logarithm is below the largest one's, d, on a scale that is finer
-where probabilities are larger: the code is c = round(255 · √(d / R)), where R is the target's own largest d. So
-|d̂ − d| ≤ √(d R) / 255 + R / 255² / 4, and d̂ = 0 for the largest. Decoded masses are scaled to what the exactly stored
-tail leaves for them. Sampled ids have equal shares of the tail, so only they themselves are written.
+A probability is written as how far its logarithm is below the largest one's, d, on a scale that is finer where
+probabilities are larger: the code is c = round(255 · √(d / R)), where R is the target's own largest d. So
+|d̂ − d| ≤ √(d R) / 255 + R / 255² / 4, and d̂ = 0 for the largest. Likely and sampled ids have an R each. The masses of
+the likely are scaled to what the exactly stored tail leaves for them; the largest of the sampled is stored as a share
+of the tail.
 
 Shapes: N tokens, K likely ids, S sampled ids.
 """
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from compress.distill.sorted_ids import Array, SortedIds
-from compress.distill.targets import Tail, Targets
+from compress.distill.targets import Targets
 
 STEPS = 255
 FARTHEST = 40.0
@@ -23,14 +24,17 @@ FARTHEST = 40.0
 
 @dataclass(frozen=True)
 class Coding:
-    """The layout of a target's bytes: codes, ids, sampled ids, R (fp16), tail and entropy (fp32)."""
+    """The layout of a target's bytes.
+
+    Codes, ids and R (fp16) of the likely; tail and entropy (fp32); codes, ids, R and the logarithm of the largest share
+    (fp16) of the sampled, if there are any.
+    """
 
     vocabulary: int
     top_k: int
     """Likely ids of a target; at most the vocabulary."""
-    tail: Tail
     samples: int
-    """Sampled ids of a target; none of a bucket."""
+    """Sampled ids of a target, or 0."""
 
     @property
     def num_bytes(self) -> int:
@@ -39,39 +43,44 @@ class Coding:
 
     def encode(self, targets: Targets) -> Array:
         """Return the bytes of each target: uint8 ``[N, num_bytes]``."""
-        assert targets.has_bucket == (self.tail == "bucket")
-        probs_NK = targets.probs_NK[:, : self.top_k].float().cpu().numpy()
-        ids_NK = targets.ids_NK.cpu().numpy()
-        tail_N = targets.tail_N if targets.has_bucket else targets.probs_NK[:, self.top_k :].sum(-1)
-        codes, range_N = _codes(probs_NK)
-        parts = [codes, self._likely.encode(ids_NK[:, : self.top_k])]
+        assert targets.num_likely == self.top_k
+        ids_NK, probs_NK = targets.ids_NK.cpu().numpy(), targets.probs_NK.float().cpu().numpy()
+        tail_N, entropy_N = (values.float().cpu().numpy() for values in (targets.tail_N, targets.entropy_N))
+        codes, range_N = _codes(probs_NK[:, : self.top_k])
+        parts = [codes, self._likely.encode(ids_NK[:, : self.top_k]), _bytes(range_N, "<f2")]
+        parts += [_bytes(tail_N, "<f4"), _bytes(entropy_N, "<f4")]
         if self.samples:
-            parts.append(self._sampled.encode(ids_NK[:, self.top_k :]))
-        return np.concatenate([*parts, _bytes(range_N, "<f2"), *_both(tail_N, targets.entropy_N)], axis=1)
+            sampled_NS = probs_NK[:, self.top_k :]
+            codes, range_N = _codes(sampled_NS)
+            parts += [codes, self._sampled.encode(ids_NK[:, self.top_k :]), _bytes(range_N, "<f2")]
+            parts.append(_bytes(_log_share(sampled_NS.max(axis=1), tail_N), "<f2"))
+        return np.concatenate(parts, axis=1)
 
     def decode(self, rows: Array) -> Targets:
         """Return the targets of rows of bytes, masses and entropies in fp32."""
-        codes, likely, sampled, range_, tail, entropy = np.split(rows, np.cumsum(self._widths)[:-1], axis=1)
+        parts = np.split(rows, np.cumsum(self._widths)[:-1], axis=1)
+        codes, ids, range_, tail, entropy = parts[:5]
         tail_N, entropy_N = (_numbers(part, "<f4") for part in (tail, entropy))
-        probs_NK = _probabilities(codes, _numbers(range_, "<f2"), tail_N)
-        ids_NK = self._likely.decode(likely)
+        masses_NK = _masses(codes, range_)
+        probs_NK = masses_NK * ((np.float32(1) - tail_N) / masses_NK.sum(axis=1))[:, None]
+        ids_NK = self._likely.decode(ids)
         if self.samples:
-            ids_NK = np.concatenate([ids_NK, self._sampled.decode(sampled)], axis=1)
-            shares_NS = np.repeat(tail_N[:, None] / np.float32(self.samples), self.samples, axis=1)
-            probs_NK = np.concatenate([probs_NK, shares_NS], axis=1)
-        has_bucket = self.tail == "bucket"
+            codes, ids, range_, share = parts[5:]
+            largest_N = tail_N * np.exp(_numbers(share, "<f2").astype(np.float32))
+            probs_NK = np.concatenate([probs_NK, _masses(codes, range_) * largest_N[:, None]], axis=1)
+            ids_NK = np.concatenate([ids_NK, self._sampled.decode(ids)], axis=1)
         return Targets(
             ids_NK=torch.from_numpy(ids_NK),
             probs_NK=torch.from_numpy(probs_NK),
-            tail_N=torch.from_numpy(tail_N if has_bucket else np.zeros_like(tail_N)),
+            tail_N=torch.from_numpy(tail_N),
             entropy_N=torch.from_numpy(entropy_N),
-            has_bucket=has_bucket,
+            num_likely=self.top_k,
         )
 
     @property
     def _widths(self) -> list[int]:
-        sampled = self._sampled.num_bytes if self.samples else 0
-        return [self.top_k, self._likely.num_bytes, sampled, 2, 4, 4]
+        likely = [self.top_k, self._likely.num_bytes, 2, 4, 4]
+        return [*likely, self.samples, self._sampled.num_bytes, 2, 2] if self.samples else likely
 
     @property
     def _likely(self) -> SortedIds:
@@ -84,8 +93,7 @@ class Coding:
 
 def _codes(probs_NK: Array) -> tuple[Array, Array]:
     """Return the codes of probabilities, uint8 ``[N, K]``, and R as it is stored, ``[N]``."""
-    with np.errstate(divide="ignore"):
-        logs_NK = np.log(probs_NK)
+    logs_NK = np.log(np.maximum(probs_NK, np.finfo(np.float32).tiny))
     below_NK = np.minimum(logs_NK.max(axis=1, keepdims=True) - logs_NK, FARTHEST)
     range_N = below_NK.max(axis=1).astype("<f2")
     safe_N1 = np.maximum(range_N.astype(np.float32), np.finfo(np.float32).tiny)[:, None]
@@ -94,16 +102,19 @@ def _codes(probs_NK: Array) -> tuple[Array, Array]:
     return codes.astype(np.uint8), range_N
 
 
-def _probabilities(codes: Array, range_N: Array, tail_N: Array) -> Array:
-    shares_NK = np.square(codes.astype(np.float32) / np.float32(STEPS))
-    masses_NK = np.exp(-range_N.astype(np.float32)[:, None] * shares_NK)
-    scale_N = (np.float32(1) - tail_N) / masses_NK.sum(axis=1)
-    scaled: Array = masses_NK * scale_N[:, None]
-    return scaled
+def _masses(codes: Array, ranges: Array) -> Array:
+    """Return masses as shares of the largest, fp32 ``[N, K]``."""
+    range_N1 = _numbers(ranges, "<f2").astype(np.float32)[:, None]
+    masses: Array = np.exp(-range_N1 * np.square(codes.astype(np.float32) / np.float32(STEPS)))
+    return masses
 
 
-def _both(tail_N: torch.Tensor, entropy_N: torch.Tensor) -> list[Array]:
-    return [_bytes(values.float().cpu().numpy(), "<f4") for values in (tail_N, entropy_N)]
+def _log_share(largest_N: Array, tail_N: Array) -> Array:
+    """Return the logarithm of the largest sampled mass as a share of the tail; 0 where there is no tail."""
+    shares: Array = np.divide(
+        largest_N, tail_N, out=np.ones_like(tail_N), where=(tail_N > 0) & (largest_N > 0)
+    )
+    return np.log(shares)
 
 
 def _bytes(values_N: Array, dtype: str) -> Array:

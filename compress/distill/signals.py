@@ -14,7 +14,7 @@ import numpy as np
 
 from compress.distill.coding import Coding
 from compress.distill.sorted_ids import Array
-from compress.distill.targets import Tail, Targets
+from compress.distill.targets import Targets
 from compress.errors import InputError
 from compress.records import Record
 
@@ -28,14 +28,13 @@ class About(Record):
 
     vocabulary: int
     top_k: int
-    tail: Tail
     samples: int
     temperature: float
 
     @property
     def coding(self) -> Coding:
         """How they are stored."""
-        return Coding(self.vocabulary, self.top_k, self.tail, self.samples)
+        return Coding(self.vocabulary, self.top_k, self.samples)
 
 
 class TeacherSignals:

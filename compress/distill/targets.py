@@ -1,19 +1,21 @@
 """A teacher's distributions, sparse: its most likely ids, and an honest account of all the others.
 
-Leaving the others out would teach the student that they never happen. Either their mass is one outcome more, which the
-student's own rest is compared with (``bucket``), or some of them stand for all (``sampled``), each with the weight that
-makes the expected target, and so the expected gradient of forward KL, that of the whole distribution.
+Leaving the others out would teach the student that they never happen. So their mass is one outcome more, the bucket,
+which the student's own rest is compared with. What is inside can be compared too, on a few ids sampled from it: for v
+drawn from the teacher's rest p', and r = q'(v) / p'(v) with the student's rest q', the expectation of r − 1 − log r is
+KL(p' ‖ q'), and so is its gradient's (Schulman 2020, joschu.net/blog/kl-approx.html, "k3"). The cross-entropy of
+samples would do as well on average, but its noise stays when the student is close to its teacher; this one's vanishes.
 
-Shapes: N tokens, V vocabulary, K ids of a target (the likely ones, then those that stand for the rest).
+    KL(p ‖ q) = Σ p_k log(p_k / q_k) + t log(t / (1 − Σ q_k)) + t · E_v[r − 1 − log r]
+
+Shapes: N tokens, V vocabulary, K ids of a target (the likely ones, then S that are sampled).
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-Tail = Literal["bucket", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,15 @@ class Targets:
     """Distributions over the next token of N tokens, from a teacher's logits divided by a temperature."""
 
     ids_NK: Tensor  # noqa: N815
-    """int64. Ids that stand for the rest may be there several times: their masses add up."""
+    """int64. A sampled id may be there several times; it is never one of the likely."""
     probs_NK: Tensor  # noqa: N815
-    """The mass of each id: a likely one's probability, a sampled one's share of the rest."""
+    """The probability of each id, likely or sampled."""
     tail_N: Tensor  # noqa: N815
-    """The mass of all ids that are not there, to be compared as one; zero where sampled ids stand for them."""
+    """The mass of all but the likely ids."""
     entropy_N: Tensor  # noqa: N815
     """The entropy of the whole distribution in nats."""
-    has_bucket: bool
-    """Whether `tail_N` is a part of the target."""
+    num_likely: int
+    """How many of the ids are likely ones; the others are sampled."""
 
     def __len__(self) -> int:
         return len(self.ids_NK)
@@ -42,13 +44,29 @@ class Targets:
         """Return the targets on a device."""
         return self._each(lambda tensor: tensor.to(device))
 
-    def _each(self, change: Any) -> "Targets":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Targets(**{n: change(v) if isinstance(v, Tensor) else v for n, v in values.items()})
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Targets":
+        return Targets(
+            change(self.ids_NK),
+            change(self.probs_NK),
+            change(self.tail_N),
+            change(self.entropy_N),
+            self.num_likely,
+        )
 
 
-def sparse_targets(logits_NV: Tensor, top_k: int, tail: Tail, places_N: Tensor, samples: int) -> Targets:
-    """Return the `top_k` most likely ids of each distribution, ascending, and the rest as `tail` says.
+def joined(parts: Sequence[Targets]) -> Targets:
+    """Return the targets of all parts, one after the other."""
+    return Targets(
+        ids_NK=torch.cat([part.ids_NK for part in parts]),
+        probs_NK=torch.cat([part.probs_NK for part in parts]),
+        tail_N=torch.cat([part.tail_N for part in parts]),
+        entropy_N=torch.cat([part.entropy_N for part in parts]),
+        num_likely=parts[0].num_likely,
+    )
+
+
+def sparse_targets(logits_NV: Tensor, top_k: int, places_N: Tensor, samples: int) -> Targets:
+    """Return the `top_k` most likely ids of each distribution, ascending, and `samples` of the rest, ascending.
 
     Sampling is systematic: the rest's masses laid end to end are read at `samples` places of equal distance, the first
     of them the share `places_N`, uniform in [0, 1), of that distance from the start. An id is read p / distance times
@@ -61,43 +79,41 @@ def sparse_targets(logits_NV: Tensor, top_k: int, tail: Tail, places_N: Tensor, 
     ids_NK = log_probs_NV.topk(min(top_k, log_probs_NV.shape[-1]), sorted=False).indices.sort(-1).values
     top_NK = probs_NV.gather(-1, ids_NK)
     rest_NV = probs_NV.scatter_(-1, ids_NK, 0.0)
-    if tail == "bucket":
-        return Targets(ids_NK, top_NK, rest_NV.sum(-1), entropy_N, has_bucket=True)
-    sampled_NS, tail_N = _systematic(rest_NV, places_N, samples)
-    shares_NS = (tail_N / samples)[:, None].expand_as(sampled_NS).to(top_NK.dtype)
-    return Targets(
-        ids_NK=torch.cat([ids_NK, sampled_NS], -1),
-        probs_NK=torch.cat([top_NK, shares_NS], -1),
-        tail_N=torch.zeros_like(entropy_N),
-        entropy_N=entropy_N,
-        has_bucket=False,
-    )
+    tail_N, num_likely = rest_NV.sum(-1), ids_NK.shape[1]
+    if samples:
+        sampled_NS = _systematic(rest_NV, places_N, samples)
+        ids_NK = torch.cat([ids_NK, sampled_NS], -1)
+        top_NK = torch.cat([top_NK, rest_NV.gather(-1, sampled_NS)], -1)
+    return Targets(ids_NK, top_NK, tail_N, entropy_N, num_likely)
 
 
 def sparse_loss(logits_NV: Tensor, targets: Targets) -> Tensor:
     """Return the forward KL of each target to the student, ``[N]`` in nats, by dense formulas: slow, and a reference.
 
-    The student's logits are over the teacher's ids and divided by the temperature already. With a bucket it is
-    Σ p_k (log p_k − log q_k) + t (log t − log(1 − Σ q_k)), at most the whole KL; with samples Σ w_k (−log q_k) − H(p),
-    whose expectation is the whole KL.
+    The student's logits are over the teacher's ids and divided by the temperature already. Without samples it is the
+    bucket's KL, at most the whole one; with them its expectation, and that of its gradient, is the whole one's.
     """
-    log_q_NK = logits_NV.log_softmax(-1).gather(-1, targets.ids_NK)
-    probs_NK, tail_N = targets.probs_NK, targets.tail_N
-    if not targets.has_bucket:
-        return -(probs_NK * log_q_NK).sum(-1) - targets.entropy_N
-    rest_NV = logits_NV.scatter(-1, targets.ids_NK, -torch.inf)
-    log_rest_N = rest_NV.logsumexp(-1) - logits_NV.logsumexp(-1)
-    likely_N = (torch.xlogy(probs_NK, probs_NK) - probs_NK * log_q_NK).sum(-1)
-    unlikely_N = torch.xlogy(tail_N, tail_N) - tail_N * torch.where(tail_N > 0, log_rest_N, 0.0)
-    return likely_N + unlikely_N
+    num = targets.num_likely
+    log_norm_N = logits_NV.logsumexp(-1)
+    log_q_NK = logits_NV.gather(-1, targets.ids_NK) - log_norm_N[:, None]
+    rest_NV = logits_NV.scatter(-1, targets.ids_NK[:, :num], -torch.inf)
+    probs_NK, tail_N = targets.probs_NK[:, :num], targets.tail_N
+    log_rest_N = torch.where(tail_N > 0, rest_NV.logsumexp(-1) - log_norm_N, 0.0)
+    likely_N = (torch.xlogy(probs_NK, probs_NK) - probs_NK * log_q_NK[:, :num]).sum(-1)
+    bucket_N = torch.xlogy(tail_N, tail_N) - tail_N * log_rest_N
+    if targets.ids_NK.shape[1] == num:
+        return likely_N + bucket_N
+    sampled_NS = targets.probs_NK[:, num:]
+    log_r_NS = (log_q_NK[:, num:] - log_rest_N[:, None]) - (sampled_NS.log() - tail_N.log()[:, None])
+    # Where the likely ids are all there is, what was "sampled" is none of the rest.
+    log_r_NS = torch.where(sampled_NS > 0, log_r_NS, 0.0)
+    return likely_N + bucket_N + tail_N * (log_r_NS.expm1() - log_r_NS).mean(-1)
 
 
-def _systematic(rest_NV: Tensor, places_N: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Return ids ``[N, samples]``, ascending, and the mass of all ids ``[N]``."""
+def _systematic(rest_NV: Tensor, places_N: Tensor, samples: int) -> Tensor:
+    """Return ids ``[N, samples]``, ascending."""
     # In fp64: a sum over a large vocabulary in fp32 would swallow the small masses at its end.
     sums_NV = rest_NV.double().cumsum(-1)
-    tail_N = sums_NV[:, -1].contiguous()
     shares_NS = (places_N.double()[:, None] + torch.arange(samples, device=rest_NV.device)) / samples
-    wanted_NS = shares_NS * tail_N[:, None]
-    ids_NS = torch.searchsorted(sums_NV, wanted_NS, right=True)
-    return ids_NS.clamp_max(rest_NV.shape[-1] - 1), tail_N
+    ids_NS = torch.searchsorted(sums_NV, shares_NS * sums_NV[:, -1:], right=True)
+    return ids_NS.clamp_max(rest_NV.shape[-1] - 1)

@@ -165,10 +165,10 @@ def test_a_folder_cut_short_or_without_signals_is_refused(teacher, tmp_path):
 
 
 def test_unfinished_signals_are_not_handed_out(tmp_path):
-    about = About(vocabulary=9, top_k=2, tail="bucket", samples=0, temperature=1.0)
+    about = About(vocabulary=9, top_k=2, samples=0, temperature=1.0)
     writer = SignalsWriter(tmp_path, about, [0, 1], block_rows=1)
     one = torch.ones(1)
-    targets = Targets(torch.tensor([[0, 3]]), torch.tensor([[0.5, 0.25]]), 0.25 * one, one, has_bucket=True)
+    targets = Targets(torch.tensor([[0, 3]]), torch.tensor([[0.5, 0.25]]), 0.25 * one, one, 2)
     writer.append(targets, [1])
     with pytest.raises(AssertionError):
         writer.finish(tmp_path)
@@ -228,7 +228,7 @@ def test_distilling_from_a_cache_recovers_like_the_teacher_itself_and_says_how_f
     student = parent(tmp_path / "student")
     longer = {"tokens": 8 * ALL}
     online, _ = distilled(student, teacher, tmp_path / "online", **longer)
-    kept, _ = distilled(student, teacher, tmp_path / "cached", cache_teacher={"top_k": 128}, **longer)
+    kept, _ = distilled(student, teacher, tmp_path / "cached", cache_teacher=True, **longer)
     data = PackedTokens.open(tmp_path / "tokens")
     taught_NV = teacher_logits(teacher, data, list(range(24)))
 
@@ -240,7 +240,8 @@ def test_distilling_from_a_cache_recovers_like_the_teacher_itself_and_says_how_f
     assert whole < 0.8 * before and from_cache < 0.8 * before
     assert from_cache == pytest.approx(whole, rel=0.2)
     assert abs(kept.facts["cache_loss_difference"]) < 0.1 * before
-    assert 0 < kept.facts["cache_gradient_error"] < 0.5
+    # Of a teacher that was never trained, most of the mass is in the tail.
+    assert 0 < kept.facts["cache_gradient_error"] < 1.5
     assert "cache_gradient_error" not in online.facts
 
 
