@@ -94,6 +94,23 @@ class Prepared:
     """Which of the step's `ModelRef` settings names the model it is made from (``teacher``); ``None``: the parent."""
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A step as its plan has it: what a module can give advice about."""
+
+    name: str
+    config: StepConfig
+    work: Work
+    inputs: Mapping[str, str]
+    """The key of each input, by the setting that names it."""
+    specs: Mapping[str, ModelSpec]
+    """The spec of each input that is a model."""
+    num_tokens: Mapping[str, int]
+    """How many tokens each input that is data has at most, where its settings say."""
+    reads_alike: frozenset[str]
+    """The inputs that are models and whose vocabulary is that of the step's data."""
+
+
 def prepared(module: Any, config: StepConfig) -> dict[str, Prepared]:
     """Return what a module wants done before it, by the name its `run` finds it under; most want nothing."""
     asked: dict[str, Prepared] = module.prepare(config) if hasattr(module, "prepare") else {}
@@ -163,6 +180,9 @@ class Step(Protocol):
 
     A step that decides a shape by measuring has ``shape_is_measured(config) -> bool``: where it is true, what `predict`
     returns is a guess, and the plan says "about" of it and of all that is built on it.
+
+    A module may have ``advise(steps: Sequence[Planned]) -> list[str]``: what could be had for less, given all steps of
+    the plan that use it and are not done; a line each, shown below the plan.
 
     A module with the line ``INTERNAL = True`` is no YAML name: it is only prepared or submitted by others. Where it
     makes no model it needs no `predict`, `estimate` or `rehearse`.

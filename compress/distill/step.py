@@ -7,7 +7,7 @@ The default, forward KL at T = 1 without labels, is what recovered pruned models
 the student, or has run before (`cache_teacher`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -15,8 +15,9 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from compress import plugins
 from compress.distill import cache_teacher
 from compress.distill.cache_teacher import CacheSettings
+from compress.distill.worth import cache_advice
 from compress.errors import nearest
-from compress.plugins import Context, ModelRef, Prepared
+from compress.plugins import Context, ModelRef, Planned, Prepared
 from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
 from compress.train.cost import training_work
 from compress.train.settings import TrainingSettings, rehearsed, trained
@@ -106,6 +107,11 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what the training takes, the teacher's forward passes included unless they are cached."""
     return training_work(spec, config, None if config.cache_teacher else inputs.get("teacher"))
+
+
+def advise(steps: Sequence[Planned]) -> list[str]:
+    """Say where asking the teacher once would save much."""
+    return cache_advice(steps)
 
 
 def rehearse(config: Config) -> Config:

@@ -6,6 +6,7 @@ from compress.engine.events import duration
 from compress.engine.rates import Rates, estimated_memory_bytes
 from compress.engine.runs import last_ingredients
 from compress.engine.store import Store
+from compress.pipeline.advice import advice
 from compress.pipeline.plan import Node, Plan, why_not_cached
 
 HEADER = ("step", "use", "from", "parameters", "weights", "memory", "time", "cost", "state")
@@ -17,7 +18,7 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     Parameters and bytes are exact, except (``~``) for shapes decided by measuring and what is built on them. Memory
     and time are estimates: for modules this machine has run before, from what they took; a ``~`` marks them, ``?``
     what nothing is known about yet. Time includes the measurements. What is prepared for a step has an indented line
-    of its own above it.
+    of its own above it. What could be had for less stands below.
     """
     rates = Rates(store.root)
     earlier = last_ingredients(name, store.root)
@@ -35,7 +36,9 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
         total += seconds or 0.0
         rows.append(_row(node, state, seconds, usd_per_hour))
     footer = f"about {duration(total)} of work" + _cost(total, usd_per_hour, ", about ")
-    return "\n".join([*align([HEADER, *rows]), footer if total else "everything is in the store"])
+    lines = [*align([HEADER, *rows]), footer if total else "everything is in the store"]
+    done = {node.key for node in plan.nodes if node.key in store}
+    return "\n".join([*lines, *advice(plan, done)])
 
 
 def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:

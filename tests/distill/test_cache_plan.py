@@ -4,6 +4,7 @@ import pytest
 
 from compress.digests import DigestMemo
 from compress.errors import InputError
+from compress.pipeline.advice import advice
 from compress.pipeline.planner import make_plan
 from compress.pipeline.schema import load_pipeline
 
@@ -107,3 +108,55 @@ def test_a_teacher_that_cannot_be_asked_is_refused_when_planned(plan):
 def test_a_rehearsal_asks_about_the_tiny_data(plan):
     (signals,) = caches(plan(NARROW, recover("a", "narrow"), rehearsal=True))
     assert signals.config.tokens == 2_048
+
+
+ALL = 32 * 64
+"""The tokens of the data."""
+
+
+def told(plan, done=()):
+    return advice(plan, set(done))
+
+
+def test_the_plan_says_when_a_cache_pays_and_how_much(plan):
+    again = {"cache_teacher": "false", "tokens": 4 * ALL}
+    made = plan(NARROW, recover("a", "narrow", **again), SMALL, recover("b", "small", **again))
+    (line,) = told(made)
+    teacher, reads = made["original"].spec.num_parameters, 8 * ALL
+    share = 2 * teacher * (reads - ALL) / (made["a"].work.flops + made["b"].work.flops)
+    assert f"about {share:.0%} of the work of 'a' and 'b'" in line and "8.0 times" in line
+    assert told(made, [made["a"].key, made["b"].key]) == []
+    (line,) = told(made, [made["a"].key])
+    assert "work of 'b'" in line and "4.0 times" in line
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tokens": ALL},
+        {"cache_teacher": "true"},
+        {"divergence": "reverse_kl"},
+        {"hidden_weight": 0.1},
+        {"label_weight": 1},
+    ],
+    ids=str,
+)
+def test_it_says_nothing_where_a_cache_saves_nothing_or_cannot_be(settings, plan):
+    online = {"cache_teacher": "false", "tokens": 4 * ALL}
+    assert len(told(plan(NARROW, recover("a", "narrow", **online)))) == 1
+    assert told(plan(NARROW, recover("a", "narrow", **{**online, **settings}))) == []
+
+
+def test_students_that_ask_otherwise_share_nothing(plan):
+    once = {"cache_teacher": "false", "tokens": ALL}
+    steps = (NARROW, recover("a", "narrow", **once), SMALL)
+    assert len(told(plan(*steps, recover("b", "small", **once)))) == 1
+    assert told(plan(*steps, recover("b", "small", temperature=2, **once))) == []
+    assert told(plan(*steps, recover("b", "small", teacher="narrow", **once))) == []
+
+
+def test_it_says_nothing_of_a_student_with_another_vocabulary(plan):
+    pruned = "{name: few, use: prune.vocab, target: {tokens: 50%}, corpus: calibration}"
+    online = {"cache_teacher": "false", "tokens": 4 * ALL}
+    assert told(plan(pruned, recover("a", "few", **online))) == []
+    assert len(told(plan(pruned, recover("a", "few", teacher="few", **online)))) == 1

@@ -1,0 +1,63 @@
+"""What the plan shows could be had for less: steps see all of their kind at once, and say so in a line."""
+
+from collections.abc import Container, Iterator
+
+from compress import plugins
+from compress.pipeline.plan import Node, Plan
+from compress.plugins import Planned
+
+
+def advice(plan: Plan, done: Container[str]) -> list[str]:
+    """Return the lines that the modules of steps not yet done have to say; `done` holds the keys of the others."""
+    kinds: dict[str, list[Planned]] = {}
+    for node in plan.models:
+        if node.given is None and node.key not in done:
+            kinds.setdefault(node.use, []).append(_planned(node, plan))
+    modules = {use: plugins.internal(use) for use in kinds}
+    return [
+        line
+        for use, module in modules.items()
+        if hasattr(module, "advise")
+        for line in module.advise(kinds[use])
+    ]
+
+
+def _planned(node: Node, plan: Plan) -> Planned:
+    given = {field: plan[name] for field, name in node.inputs.items()}
+    data = {field: node for field, node in given.items() if node.kind == "tokens"}
+    return Planned(
+        name=node.name,
+        config=node.config,
+        work=node.work,
+        inputs={field: each.key for field, each in given.items()},
+        specs={field: each.spec for field, each in given.items() if each.spec is not None},
+        num_tokens={
+            field: tokens for field, each in data.items() if (tokens := _num_tokens(each)) is not None
+        },
+        reads_alike=frozenset(
+            field
+            for field, each in given.items()
+            if each.is_model and all(_vocabulary(each, plan) == _vocabulary(d, plan) for d in data.values())
+        ),
+    )
+
+
+def _num_tokens(node: Node) -> int | None:
+    """Return how many tokens data have at most, as far as their settings say."""
+    rows = getattr(node.config, "wanted_rows", None)
+    return None if rows is None else rows * int(node.config.sequence_length)  # type: ignore[attr-defined]
+
+
+def _vocabulary(node: Node, plan: Plan) -> str | None:
+    """Return the step that last rewrote the tokenizer on the way to a model or to data, if any did."""
+    return next((each.name for each in _line(node, plan) if _rewrites(each)), None)
+
+
+def _rewrites(node: Node) -> bool:
+    return node.given is None and bool(getattr(plugins.internal(node.use), "REWRITES_TOKENIZER", False))
+
+
+def _line(node: Node, plan: Plan) -> Iterator[Node]:
+    yield node
+    if node.parent is not None:
+        yield from _line(plan[node.parent], plan)
