@@ -28,8 +28,10 @@ def chart_twin(run: RunRecord, cost: Cost, best: StepRecord | None) -> Table:
 
 
 def curve_twin(step: StepRecord) -> Table:
-    """Return evenly chosen points of a training curve."""
-    points = thinned(step.curve, CURVE_ROWS)
+    """Return the points of a training curve where something was evaluated, or evenly chosen ones."""
+    points = thinned([point for point in step.curve if point.held_out] or step.curve, CURVE_ROWS)
+    evaluated = {name: None for point in points for name in point.held_out}
+    tasks = {name: None for point in points for name in point.tasks}
     rows = tuple(
         Row(
             f"{units.count(point.tokens)} tokens",
@@ -38,11 +40,14 @@ def curve_twin(step: StepRecord) -> Table:
                 figure(point.loss, lambda value: f"{units.significant(value)}{units.SPACE}nats"),
                 figure(point.learning_rate, units.significant),
                 figure(point.tokens_per_second, lambda value: units.quantity(value, "tokens/s")),
+                *(figure(point.held_out.get(name), units.significant) for name in evaluated),
+                *(figure(point.tasks.get(name), units.share) for name in tasks),
             ),
         )
         for point in points
     )
-    columns = ("Loss", "Learning rate", "Training speed")
+    held_out = (f"Held-out {name.replace('_', ' ')}" for name in evaluated)
+    columns = ("Loss", "Learning rate", "Training speed", *held_out, *tasks)
     caption = f"Training of {step.name}: {len(points)} of {len(step.curve)} points"
     return Table(caption, columns, rows, head="Seen")
 

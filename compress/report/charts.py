@@ -64,13 +64,15 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Curve:
-    """The loss of one training, over tokens."""
+    """The loss of one training, over tokens, and of text that it does not learn from."""
 
     step: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     points: str
     last: str
+    held_out: str
+    """Empty where nothing was evaluated on the way."""
 
 
 @dataclass(frozen=True)
@@ -188,13 +190,22 @@ def curve(step: StepRecord) -> Curve | None:
         return None
     shown = thinned(points, MAX_CURVE_POINTS)
     x_values = (0.0, float(points[-1].tokens))
-    losses = [point.loss for point in shown]
+    held_out = [(point.tokens, loss) for point in points if (loss := _held_out_loss(point)) is not None]
+    losses = [point.loss for point in shown] + [loss for _, loss in held_out]
     y_values = (min(losses), max(max(losses), min(losses) + 1e-3))
     to_x, to_y = linear(x_values, LEFT, RIGHT), linear(y_values, BOTTOM, TOP)
-    path = " ".join(f"{to_x(point.tokens):.1f},{to_y(point.loss):.1f}" for point in shown)
+    seen, path = (
+        " ".join(f"{to_x(tokens):.1f},{to_y(loss):.1f}" for tokens, loss in line)
+        for line in (held_out, [(point.tokens, point.loss) for point in shown])
+    )
     x_ticks = tuple(Tick(to_x(v), units.plain(units.count(v))) for v in nice_ticks(x_values, 5))
     y_ticks = tuple(Tick(to_y(v), units.plain(units.significant(v))) for v in nice_ticks(y_values, 5))
-    return Curve(step.name, x_ticks, y_ticks, path, units.significant(points[-1].loss))
+    return Curve(step.name, x_ticks, y_ticks, path, units.significant(points[-1].loss), seen)
+
+
+def _held_out_loss(point: CurvePoint) -> float | None:
+    loss = point.held_out.get("loss")
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 def thinned(points: Sequence[CurvePoint], most: int) -> list[CurvePoint]:
