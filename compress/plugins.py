@@ -87,7 +87,9 @@ class Prepared:
     """Work a step wants done before it, as a result of its own: shared, cached and shown."""
 
     use: str
-    """The module that does it, such as ``prune.scores``; usually an internal one."""
+    """The module that does it, such as ``prune.scores``; usually an internal one. It may have
+    ``settle(config, num_tokens) -> config``: settings that make no difference for so many tokens of data are made the
+    same, so that what is the same has one key."""
     config: StepConfig
     """Its settings. References in them are resolved as a step's are."""
     on: str | None = None

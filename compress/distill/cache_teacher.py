@@ -40,10 +40,12 @@ class Config(CacheSettings):
 
     data: DataRef = "recovery"
     """The data whose tokens are predicted."""
-    tokens: Count
-    """How many tokens will be trained on: rows that are not reached are left out."""
+    tokens: Count | None
+    """How many tokens will be trained on: rows that are not reached are left out. ``None``: all rows are reached."""
     batch_tokens: Count | None = None
     """The tokens of a batch, to which `tokens` is rounded."""
+    most_tokens: int = 0
+    """With all rows reached: how many tokens that is at most."""
     temperature: float = Field(default=1.0, gt=0)
     """What logits are divided by."""
     attend_across_documents: bool = False
@@ -54,16 +56,26 @@ class Config(CacheSettings):
     """What the teacher's weights are kept in."""
 
 
-OF_TRAINING = tuple(name for name in Config.model_fields if name not in CacheSettings.model_fields)
+OF_TRAINING = tuple(
+    name for name in Config.model_fields if name not in {*CacheSettings.model_fields, "most_tokens"}
+)
 """The settings that must be those of the training that reads the cache."""
 
 
+def settle(config: Config, num_tokens: Mapping[str, int]) -> Config:
+    """Return the settings that all trainings share which read all of the data."""
+    if config.tokens is None or config.tokens < (there := num_tokens.get("data", config.tokens + 1)):
+        return config
+    return config.model_copy(update={"tokens": None, "batch_tokens": None, "most_tokens": there})
+
+
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
-    """Return about what one pass over the data takes, if `tokens` is no more than there are."""
+    """Return about what one pass over the data takes; for data of unknown length, if `tokens` is no more than that."""
+    tokens = config.tokens or config.most_tokens
     return Work(
-        flops=2.0 * spec.num_parameters * config.tokens,
+        flops=2.0 * spec.num_parameters * tokens,
         peak_memory_bytes=500 * 2**20 + spec.weight_bytes,
-        disk_bytes=BYTES_PER_TOKEN * config.tokens,
+        disk_bytes=BYTES_PER_TOKEN * tokens,
     )
 
 

@@ -70,6 +70,8 @@ def write_signals(teacher: Path, config: Config, context: Context) -> dict[str, 
 
 def rows_read(data: PackedTokens, config: Config, seed: int) -> list[int]:
     """Return the numbers of the rows that training on so many tokens reads, ascending."""
+    if config.tokens is None:
+        return list(range(data.num_sequences))
     training = TrainingSettings(tokens=config.tokens, batch_tokens=config.batch_tokens)
     schedule = Schedule.of(training, data.sequence_length)
     num_read = schedule.num_steps * schedule.batch_sequences

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from compress.distill.cache_teacher import BYTES_PER_TOKEN, OF_TRAINING
+from compress.distill.cache_teacher import BYTES_PER_TOKEN, OF_TRAINING, Config, settle
 from compress.plugins import Planned
 
 WORTH_SAYING = 0.1
@@ -15,9 +15,14 @@ def cache_advice(steps: Sequence[Planned]) -> list[str]:
     groups: dict[Any, list[Planned]] = {}
     for step in steps:
         if _could_be_cached(step):
-            same = [str(getattr(step.config, name)) for name in OF_TRAINING if name != "data"]
-            groups.setdefault((step.inputs["teacher"], step.inputs["data"], *same), []).append(step)
+            groups.setdefault(_asked(step), []).append(step)
     return [line for group in groups.values() for line in _line(group)]
+
+
+def _asked(step: Planned) -> tuple[str, ...]:
+    """Return what is the same for all steps that one cache would serve."""
+    settled = settle(Config(**{name: getattr(step.config, name) for name in OF_TRAINING}), step.num_tokens)
+    return (step.inputs["teacher"], step.inputs["data"], settled.model_dump_json(exclude={"data"}))
 
 
 def _could_be_cached(step: Planned) -> bool:
@@ -33,14 +38,14 @@ def _could_be_cached(step: Planned) -> bool:
 
 
 def _line(group: Sequence[Planned]) -> Iterator[str]:
-    config: Any = group[0].config
-    reads = len(group) * int(config.tokens)
-    once = min(int(config.tokens), group[0].num_tokens.get("data", reads))
-    saved = 2.0 * group[0].specs["teacher"].num_parameters * (reads - once)
+    reads = [int(step.config.tokens) for step in group]  # type: ignore[attr-defined]
+    once = min(max(reads), group[0].num_tokens.get("data", max(reads)))
+    saved = 2.0 * group[0].specs["teacher"].num_parameters * (sum(reads) - once)
     share = saved / sum(step.work.flops for step in group)
     if share >= WORTH_SAYING:
         names = " and ".join(f"'{step.name}'" for step in group)
+        gigabytes = BYTES_PER_TOKEN * once / 1e9
         yield (
-            f"`cache_teacher: true` would save about {share:.0%} of the work of {names}: they ask the teacher about "
-            f"the same text {reads / once:.1f} times (it takes about {BYTES_PER_TOKEN * once / 1e9:.1f} GB of disk)"
+            f"`cache_teacher: true` would save about {share:.0%} of the work of {names}: the teacher is asked about "
+            f"the same text {sum(reads) / once:.1f} times (kept, its answers take about {gigabytes:.2g} GB)"
         )

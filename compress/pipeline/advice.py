@@ -31,21 +31,13 @@ def _planned(node: Node, plan: Plan) -> Planned:
         work=node.work,
         inputs={field: each.key for field, each in given.items()},
         specs={field: each.spec for field, each in given.items() if each.spec is not None},
-        num_tokens={
-            field: tokens for field, each in data.items() if (tokens := _num_tokens(each)) is not None
-        },
+        num_tokens={field: tokens for field, each in data.items() if (tokens := each.num_tokens) is not None},
         reads_alike=frozenset(
             field
             for field, each in given.items()
             if each.is_model and all(_vocabulary(each, plan) == _vocabulary(d, plan) for d in data.values())
         ),
     )
-
-
-def _num_tokens(node: Node) -> int | None:
-    """Return how many tokens data have at most, as far as their settings say."""
-    rows = getattr(node.config, "wanted_rows", None)
-    return None if rows is None else rows * int(node.config.sequence_length)  # type: ignore[attr-defined]
 
 
 def _vocabulary(node: Node, plan: Plan) -> str | None:

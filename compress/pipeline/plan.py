@@ -48,6 +48,12 @@ class Node(Record):
         return self.role in ("original", "student", "baseline")
 
     @property
+    def num_tokens(self) -> int | None:
+        """How many tokens there are at most, of data whose settings say so."""
+        rows = getattr(self.config, "wanted_rows", None)
+        return None if rows is None else rows * int(self.config.sequence_length)  # type: ignore[attr-defined]
+
+    @property
     def about(self) -> str:
         """The model a measurement measures: ``recover/quality`` is about ``recover``."""
         return self.name.rpartition("/")[0] if self.role == "measurement" else self.name

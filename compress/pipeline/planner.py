@@ -202,16 +202,24 @@ class Builder:
             f"{prepared.use} does not accept {kind}, which a step that prepares it does"
         )
         inputs = self._inputs(module, prepared.config, parent)
-        seed = self.pipeline.seed
-        key = canonical_digest(self._ingredients(prepared.use, prepared.config, parent, inputs, seed))
+        config, seed = self._settled(module, prepared.config, inputs), self.pipeline.seed
+        key = canonical_digest(self._ingredients(prepared.use, config, parent, inputs, seed))
         for node in self.nodes.values():
             if node.key == key:
                 return node.name
         name = f"{parent}/{prepared.use.rpartition('.')[2]}"
         if name in self.nodes:
             name = f"{name}-{key[:8]}"
-        self.add(name, prepared.use, prepared.config, "internal", parent=parent, inputs=inputs, seed=seed)
+        self.add(name, prepared.use, config, "internal", parent=parent, inputs=inputs, seed=seed)
         return name
+
+    def _settled(self, module: Any, config: StepConfig, inputs: Mapping[str, str]) -> StepConfig:
+        """Return the settings without what makes no difference, given how much data there is."""
+        if not hasattr(module, "settle"):
+            return config
+        known = {field: tokens for field, name in inputs.items() if (tokens := self.nodes[name].num_tokens)}
+        settled: StepConfig = module.settle(config, known)
+        return settled
 
     def _ingredients(
         self,

@@ -63,7 +63,7 @@ def test_the_teacher_is_asked_once_for_all_its_students(plan):
         {"temperature": 2},
         {"cache_teacher": "{top_k: 8}"},
         {"cache_teacher": "{tail: bucket}"},
-        {"tokens": "8k"},
+        {"tokens": "1k"},
         {"attend_across_documents": "true"},
         {"teacher": "narrow"},
         {"data": "calibration"},
@@ -107,7 +107,19 @@ def test_a_teacher_that_cannot_be_asked_is_refused_when_planned(plan):
 
 def test_a_rehearsal_asks_about_the_tiny_data(plan):
     (signals,) = caches(plan(NARROW, recover("a", "narrow"), rehearsal=True))
-    assert signals.config.tokens == 2_048
+    assert signals.config.tokens is None and signals.config.most_tokens == 32 * 64
+
+
+def test_trainings_that_read_all_of_the_data_share_whatever_their_length(plan):
+    made = plan(
+        NARROW, recover("a", "narrow", tokens="2k", batch_tokens=256), recover("b", "narrow", tokens="9k")
+    )
+    assert len(caches(made)) == 2  # 2,000 tokens are not all of 2,048
+    made = plan(
+        NARROW, recover("a", "narrow", tokens="3k", batch_tokens=256), recover("b", "narrow", tokens="9k")
+    )
+    (signals,) = caches(made)
+    assert signals.work.disk_bytes == 130 * 32 * 64
 
 
 ALL = 32 * 64
