@@ -16,6 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+BLOCK = 256
+"""Ids whose masses are summed first while sampling."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,14 @@ def sparse_targets(logits_NV: Tensor, top_k: int, places_N: Tensor, samples: int
     of them the share `places_N`, uniform in [0, 1), of that distance from the start. An id is read p / distance times
     on average, and never more or less than by one: less noise than independent draws.
     """
-    log_probs_NV = logits_NV.log_softmax(-1)
-    probs_NV = log_probs_NV.exp()
-    # An impossible id (a logit of −inf) has no entropy, where 0 · −inf would be NaN.
-    entropy_N = -(probs_NV * log_probs_NV.clamp_min(torch.finfo(log_probs_NV.dtype).min)).sum(-1)
-    ids_NK = log_probs_NV.topk(min(top_k, log_probs_NV.shape[-1]), sorted=False).indices.sort(-1).values
+    probs_NV = logits_NV.softmax(-1)
+    ids_NK = logits_NV.topk(min(top_k, logits_NV.shape[-1]), sorted=False).indices.sort(-1).values
     top_NK = probs_NV.gather(-1, ids_NK)
+    # The likeliest id has exp(logit) / Σ exp: the sum without another pass of exponentials.
+    log_norm_N = logits_NV.gather(-1, ids_NK).amax(-1) - top_NK.amax(-1).log()
+    # An impossible id (a logit of −inf) has no entropy, where 0 · −inf would be NaN.
+    possible_NV = logits_NV.clamp_min(torch.finfo(logits_NV.dtype).min)
+    entropy_N = log_norm_N - torch.linalg.vecdot(probs_NV, possible_NV)
     rest_NV = probs_NV.scatter_(-1, ids_NK, 0.0)
     tail_N, num_likely = rest_NV.sum(-1), ids_NK.shape[1]
     if samples:
@@ -111,9 +117,21 @@ def sparse_loss(logits_NV: Tensor, targets: Targets) -> Tensor:
 
 
 def _systematic(rest_NV: Tensor, places_N: Tensor, samples: int) -> Tensor:
-    """Return ids ``[N, samples]``, ascending."""
-    # In fp64: a sum over a large vocabulary in fp32 would swallow the small masses at its end.
-    sums_NV = rest_NV.double().cumsum(-1)
+    """Return ids ``[N, samples]``, ascending: first which block of ids, then which of the block.
+
+    Running sums are fp64, because one over a large vocabulary in fp32 would swallow the small masses at its end; and of
+    blocks, because those of all ids would take longer than all the rest.
+    """
+    blocks_NBb = functional.pad(rest_NV, (0, -rest_NV.shape[1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    ends_NB = blocks_NBb.sum(-1).double().cumsum(-1)
     shares_NS = (places_N.double()[:, None] + torch.arange(samples, device=rest_NV.device)) / samples
-    ids_NS = torch.searchsorted(sums_NV, shares_NS * sums_NV[:, -1:], right=True)
-    return ids_NS.clamp_max(rest_NV.shape[-1] - 1)
+    wanted_NS = shares_NS * ends_NB[:, -1:]
+    block_NS = torch.searchsorted(ends_NB, wanted_NS, right=True).clamp_max(ends_NB.shape[1] - 1)
+    begins_NS = functional.pad(ends_NB, (1, 0)).gather(-1, block_NS)
+    inside_NSb = blocks_NBb.gather(1, block_NS[..., None].expand(-1, -1, BLOCK)).double().cumsum(-1)
+    # A place that rounding puts at the very end of a block belongs to its last mass.
+    last_NS1 = inside_NSb[..., -1:] * (1 - 2**-40)
+    place_NS = torch.searchsorted(
+        inside_NSb, (wanted_NS - begins_NS)[..., None].minimum(last_NS1), right=True
+    )
+    return (block_NS * BLOCK + place_NS[..., 0]).clamp_max(rest_NV.shape[1] - 1)
