@@ -122,7 +122,7 @@ def _systematic(rest_NV: Tensor, places_N: Tensor, samples: int) -> Tensor:
     Running sums are fp64, because one over a large vocabulary in fp32 would swallow the small masses at its end; and of
     blocks, because those of all ids would take longer than all the rest.
     """
-    blocks_NBb = functional.pad(rest_NV, (0, -rest_NV.shape[1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    blocks_NBb = functional.pad(rest_NV, (0, -rest_NV.shape[1] % BLOCK)).view(len(rest_NV), -1, BLOCK)
     ends_NB = blocks_NBb.sum(-1).double().cumsum(-1)
     shares_NS = (places_N.double()[:, None] + torch.arange(samples, device=rest_NV.device)) / samples
     wanted_NS = shares_NS * ends_NB[:, -1:]
