@@ -33,7 +33,7 @@ def add_adapters(student: PreTrainedModel, settings: Lora, seed: int) -> LoraMod
         target_modules=_targets(linear, settings),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
     )
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng([]), warnings.catch_warnings():
         # peft plans for fused experts too; `num_in_experts` is for saying that they stay as they are.
         warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match")
         torch.manual_seed(seed)

@@ -56,7 +56,7 @@ def tried_on(objective: nn.Module, student: PreTrainedModel, rows: Rows, numeric
         batch = rows.learning_batch([index % rows.num_sequences for index in range(size)])
         torch.cuda.reset_peak_memory_stats()
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([torch.cuda.current_device()]):
                 for _ in range(2):  # the second time beside the gradients of the first, as in a long batch
                     with numerics.autocast():
                         loss, _ = objective(batch.to(numerics.device))

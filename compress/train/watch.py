@@ -87,7 +87,8 @@ class Watch:
             self._rows, asked.held_out_rows, numerics.micro_batch, asked.attend_across_documents
         )
         was_training = student.training
-        with torch.random.fork_rng():
+        devices = [] if numerics.device == "cpu" else [torch.cuda.current_device()]
+        with torch.random.fork_rng(devices):
             student.eval()
             held_out = held_out_means(objective, batches, numerics)
             with numerics.autocast():
