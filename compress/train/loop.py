@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from compress.data.batch import Batch
 from compress.errors import StepFailed
 from compress.plugins import Context
 from compress.records import JsonValue
@@ -40,10 +41,13 @@ def fit(
     """
     schedule = Schedule.of(settings, data.sequence_length)
 
+    def read(size: int) -> Batch:
+        return Batches(data, size, context.seed, settings.attend_across_documents).at(0)
+
     def on_gpu(numerics: Numerics) -> Numerics:
         with applied(numerics):
             _place(objective, numerics)
-            return fitted(numerics, settings, schedule, tried_on(objective, student.train(), data, numerics))
+            return fitted(numerics, settings, schedule, tried_on(objective, student.train(), read, numerics))
 
     numerics = resolve(context.partial, settings, schedule, on_gpu)
     with applied(numerics):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from compress.data.batch import Batch
 from compress.errors import InputError
-from compress.train.batches import Rows
 from compress.train.numerics import Numerics
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
@@ -46,14 +46,19 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return size
 
 
-def tried_on(objective: nn.Module, student: PreTrainedModel, rows: Rows, numerics: Numerics) -> Fits:
-    """Return a trial of a size on the GPU that objective and student are on."""
+def tried_on(
+    objective: nn.Module, student: PreTrainedModel, read: Callable[[int], Batch], numerics: Numerics
+) -> Fits:
+    """Return a trial of a size on the GPU that objective and student are on.
+
+    `read` gives as many rows as training reads them: an objective may know nothing of others, or of other marks.
+    """
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     available = SHARE * (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved())
 
     def fits(size: int, recompute: bool) -> bool:
         recompute_activations(student, recompute)
-        batch = rows.learning_batch([index % rows.num_sequences for index in range(size)])
+        batch = read(size)
         torch.cuda.reset_peak_memory_stats()
         try:
             with torch.random.fork_rng([torch.cuda.current_device()]):

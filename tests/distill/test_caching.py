@@ -4,19 +4,21 @@ import json
 
 import pytest
 import torch
+from torch.nn import functional
 
 from compress.data.tokens import PackedTokens
 from compress.distill import cache_check, cache_teacher, caching, step
 from compress.distill.cache_teacher import CacheSettings, Config
 from compress.distill.cached_objective import CachedDistillation
-from compress.distill.losses import forward_kl
-from compress.distill.objective import Distillation
+from compress.distill.divergences import named
+from compress.distill.objective import Distillation, Recipe
 from compress.distill.signals import About, SignalsWriter, TeacherSignals
 from compress.distill.targets import Targets
 from compress.distill.teacher import load_teacher
 from compress.errors import InputError
 from compress.models.checkpoint import load_model
 from compress.records import Artifact
+from compress.train import loop
 from compress.train.batches import Batches
 from compress.train.schedule import Schedule
 from tests.fakes import FakeContext, Stopped
@@ -175,9 +177,8 @@ def test_unfinished_signals_are_not_handed_out(tmp_path):
 
 
 def objectives(student, teacher, signals, temperature, label_weight):
-    online = Distillation(
-        student, load_teacher(teacher.path, "fp32"), forward_kl.divergence, temperature, label_weight, 259
-    )
+    recipe = Recipe(named("forward_kl"), temperature, label_weight)
+    online = Distillation(student, load_teacher(teacher.path, "fp32"), recipe, 259)
     return online, CachedDistillation(student, signals, label_weight, 259)
 
 
@@ -234,7 +235,11 @@ def test_distilling_from_a_cache_recovers_like_the_teacher_itself_and_says_how_f
 
     def distance(folder):
         ours_NV = teacher_logits(Artifact(key="", kind="hf", path=folder), data, list(range(24)))
-        return float(forward_kl.divergence(ours_NV, taught_NV).mean())
+        return float(
+            functional.kl_div(
+                ours_NV.log_softmax(-1), taught_NV.log_softmax(-1), log_target=True, reduction="batchmean"
+            )
+        )
 
     before, whole, from_cache = (distance(tmp_path / name) for name in ("student", "online", "cached"))
     assert whole < 0.8 * before and from_cache < 0.8 * before
@@ -299,3 +304,24 @@ def test_true_is_the_defaults_and_false_is_none():
     assert step.Config(**SETTINGS, cache_teacher=False).cache_teacher is None
     assert step.Config(**SETTINGS, cache_teacher={"top_k": 8}).cache_teacher.top_k == 8
     assert step.prepare(step.Config(**SETTINGS)) == {}
+
+
+def test_sizes_are_tried_on_rows_that_training_reads(teacher, tmp_path, monkeypatch):
+    """On a GPU; here the trial runs on the CPU, and everything fits."""
+    tried = []
+
+    def tried_on(objective, student, read, numerics):
+        def fits(size, recompute):
+            objective(read(size))  # fails for rows that are not cached
+            tried.append(read(size).rows.tolist())
+            return True
+
+        return fits
+
+    resolve = loop.resolve
+    monkeypatch.setattr(loop, "tried_on", tried_on)
+    monkeypatch.setattr(loop, "resolve", lambda *arguments: arguments[-1](resolve(*arguments)))
+    student = parent(tmp_path / "student")
+    distilled(student, teacher, tmp_path / "result", cache_teacher=True, tokens=8 * 16, batch_tokens=4 * 16)
+    data = PackedTokens.open(tmp_path / "tokens")
+    assert tried[-1] == Batches(data, 4, seed=7).at(0).rows.tolist() and len(tried[-1]) == 4
