@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from compress.data.tokens import PackedTokens
 from compress.distill import cache_check
 from compress.distill.cached_objective import CachedDistillation
-from compress.distill.losses import forward_kl
-from compress.distill.objective import Distillation
+from compress.distill.divergences import named
+from compress.distill.objective import Distillation, Recipe
 from compress.distill.signals import TeacherSignals
 from compress.distill.teacher import load_teacher, shared_ids
 from compress.errors import InputError
@@ -59,9 +59,8 @@ def _differences(
 ) -> dict[str, JsonValue]:
     """Load the teacher for as long as it takes to compare."""
     teacher = load_teacher(context.inputs["teacher"].path, config.precision, config.teacher_precision)
-    whole = Distillation(
-        student, teacher, forward_kl.divergence, config.temperature, config.label_weight, num_ids
-    )
+    recipe = Recipe(named("forward_kl"), config.temperature, config.label_weight)
+    whole = Distillation(student, teacher, recipe, num_ids)
     data = PackedTokens.open(context.inputs["data"].path)
     batch = cache_check.checked_batch(data, signals.rows, config.attend_across_documents)
     device = torch.device(default_device())

@@ -4,41 +4,67 @@ Shapes: B sequences, T positions, N tokens of a tile, V ids both models have.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
+from compress.distill.divergences import Divergence
 from compress.distill.hidden import NOTHING, HiddenDistance, Matching
 from compress.errors import InputError
-from compress.train.head import hidden_states, plain_head, project, tiled_loss
+from compress.train.distribution import Distribution, cross_entropy
+from compress.train.fused import Judge, fused_loss
+from compress.train.head import hidden_states, output_head, output_matrix
+from compress.train.projection import Projection, product_dtype
 
-Divergence = Callable[[Tensor, Tensor], Tensor]
-"""Logits of the student and of the teacher, both fp32 ``[N, V]`` → divergences ``[N]`` in nats."""
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is learned: ``(1 − w) · T² · D(teacher at T ‖ student at T) + w · CE + h · H``."""
+
+    divergence: Divergence
+    temperature: float = 1.0
+    label_weight: float = 0.0
+    hidden_weight: float = 0.0
+
+    def loss(
+        self, student: Distribution, teacher: Distribution | None, targets_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses of a tile but for H ``[N]``, and their gradients in the student's logits ``[N, V]``.
+
+        T² keeps the gradient's size independent of the temperature (Hinton et al. 2015, §2.1).
+        """
+        w, T = self.label_weight, self.temperature
+        if teacher is None or w == 1:
+            return cross_entropy(student, targets_N)
+        loss_N, slope_NV = self.divergence(student.at_temperature(T), teacher.at_temperature(T))
+        if w == 0 and T == 1:
+            return loss_N, slope_NV
+        loss_N, slope_NV = (1 - w) * T**2 * loss_N, slope_NV.mul_((1 - w) * T)
+        if w > 0:
+            label_N, label_NV = cross_entropy(student, targets_N)
+            loss_N, slope_NV = loss_N + w * label_N, slope_NV.add_(label_NV, alpha=w)
+        return loss_N, slope_NV
 
 
 class Distillation(nn.Module):
-    """``(1 − w) · T² · D(teacher ‖ student) + w · CE + h · H``, summed over every token that has a next one.
+    """A recipe's loss around a student and its teacher, summed over every token that is a target.
 
-    Distributions are compared over the ids both models have: vocabularies of one tokenizer differ only in
-    padding. A student with a pruned vocabulary learns the teacher's distribution over its own tokens, normalized
-    among them; the teacher reads the same tokens under its own ids. T² keeps the gradient's size independent of
-    the temperature (Hinton et al. 2015, §2.1). H compares hidden states (`compress.distill.hidden`).
+    Distributions are over the ids both models have: vocabularies of one tokenizer differ only in padding, which is
+    left out. A student with a pruned vocabulary learns the teacher's distribution over its own tokens, normalized
+    among them; the teacher reads the same tokens under its own ids. H compares hidden states
+    (`compress.distill.hidden`).
     """
 
     def __init__(
         self,
         student: PreTrainedModel,
         teacher: PreTrainedModel,
-        divergence: Divergence,
-        temperature: float,
-        label_weight: float,
+        recipe: Recipe,
         num_ids: int,
         teacher_ids: Sequence[int] | None = None,
-        hidden_weight: float = 0.0,
         matching: Matching = NOTHING,
     ) -> None:
         """`num_ids`: how many ids the student's tokenizer has.
@@ -47,71 +73,112 @@ class Distillation(nn.Module):
         hidden states belong together, none without it. Raises `InputError` when a model has too few ids.
         """
         super().__init__()
-        heads = plain_head(student), plain_head(teacher)
-        self.vocabulary = min(
-            len(heads[0].weight), len(heads[1].weight if teacher_ids is None else teacher_ids)
-        )
+        self._heads = output_head(student), output_head(teacher)
+        num_own, num_theirs = (len(output_matrix(model)[0]) for model in (student, teacher))
+        self.vocabulary = min(num_own, num_theirs if teacher_ids is None else len(teacher_ids))
         if self.vocabulary < num_ids:
             raise InputError(
                 f"the tokenizer has {num_ids} ids, but teacher or student only {self.vocabulary}"
             )
         self.student, self.teacher = student, teacher.eval().requires_grad_(False)
-        # The divergence of close models is smaller than the rounding of bf16 logits.
-        self.teacher_weight: Tensor
-        self.teacher_bias: Tensor | None
-        self.teacher_ids: Tensor | None
-        ids = (
-            None
-            if teacher_ids is None
-            else torch.tensor(teacher_ids[: self.vocabulary], device=teacher.device)
-        )
-        rows = slice(self.vocabulary) if ids is None else ids
-        bias = heads[1].bias
-        self.register_buffer("teacher_weight", heads[1].weight[rows].float(), persistent=False)
-        self.register_buffer("teacher_bias", bias if bias is None else bias[rows].float(), persistent=False)
-        self.register_buffer("teacher_ids", ids, persistent=False)
-        self.divergence, self.temperature, self.label_weight = divergence, temperature, label_weight
-        assert not hidden_weight or matching.student_layers
-        self.hidden_weight = hidden_weight
+        self.recipe = recipe
+        self._teacher_ids: Tensor | None
+        ids = None if teacher_ids is None else torch.tensor(teacher_ids[: self.vocabulary])
+        self.register_buffer("_teacher_ids", ids, persistent=False)
+        self._teacher_output: dict[torch.dtype, Projection] = {}
+        """The teacher's output layer at those ids, without hidden states, by what it is multiplied in."""
+        assert not recipe.hidden_weight or matching.student_layers
         self.distance = HiddenDistance(matching)
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
-        targets_N = batch.targets
-        teach = None
+        targets_N, recipe = batch.targets, self.recipe
+        teacher = None
         with self.distance.of_teacher(self.teacher) as theirs:
-            if self.label_weight < 1 or self.hidden_weight > 0:
-                teach = self._teacher_logits(batch)
+            if recipe.label_weight < 1 or recipe.hidden_weight > 0:
+                teacher = self._teacher_of(batch)
 
-        def loss(logits_NV: Tensor, rows: slice) -> Tensor:
-            loss_N = logits_NV.new_zeros(len(logits_NV))
-            if self.label_weight > 0:
-                loss_N = self.label_weight * functional.cross_entropy(
-                    logits_NV, targets_N[rows], reduction="none"
-                )
-            if teach is not None and self.label_weight < 1:
-                student_NV, teacher_NV = logits_NV[:, : self.vocabulary], teach(rows)
-                T = self.temperature
-                divergence_N = self.divergence(student_NV / T, teacher_NV.to(student_NV.dtype) / T)
-                loss_N = loss_N + (1 - self.label_weight) * T**2 * divergence_N
-            return loss_N
+        def judge(
+            student: Distribution, teacher: Distribution | None, tokens: slice
+        ) -> tuple[Tensor, Tensor]:
+            return recipe.loss(student, teacher, targets_N[tokens])
 
         with self.distance.of_student(self.student) as ours:
-            hidden_ND = hidden_states(self.student, batch)
-        total = tiled_loss(hidden_ND, self.student.get_output_embeddings(), loss)
-        if self.hidden_weight > 0:
-            total = total + self.hidden_weight * self.distance(batch, ours, theirs)
+            total = self._judged(batch, teacher, judge)
+        if recipe.hidden_weight > 0:
+            total = total + recipe.hidden_weight * self.distance(batch, ours, theirs)
         return total, len(targets_N)
 
-    def _teacher_logits(self, batch: Batch) -> Callable[[slice], Tensor]:
-        """Run the teacher's layers now; return its logits of a slice of tokens when asked."""
-        if self.teacher_ids is not None:
-            batch = replace(batch, ids=self.teacher_ids[batch.ids])
-        with torch.inference_mode():
-            hidden_ND = hidden_states(self.teacher, batch)
+    @torch.no_grad()
+    def held_out(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return sums over the targets, without gradients, and how many there are.
 
-        def logits(rows: slice) -> Tensor:
-            with torch.no_grad():
-                return project(hidden_ND[rows], self.teacher_weight, self.teacher_bias)
+        ``loss``: the recipe's, but for H; ``kl``: forward KL; ``label_loss``: the text's cross-entropy, all in nats;
+        ``teacher_entropy`` and ``student_entropy``; ``same_top``: how many tokens both models choose alike.
+        """
+        targets_N, recipe = batch.targets, self.recipe
+        sums: dict[str, Tensor] = {}
 
-        return logits
+        def judge(
+            student: Distribution, teacher: Distribution | None, tokens: slice
+        ) -> tuple[Tensor, Tensor]:
+            assert teacher is not None
+            kl_N = torch.linalg.vecdot(teacher.probs, teacher.log_probs.sub_(student.log_probs))
+            found = {
+                "kl": kl_N,
+                "teacher_entropy": teacher.entropy(),
+                "student_entropy": student.entropy(),
+                "same_top": student.logits.argmax(-1) == teacher.logits.argmax(-1),
+            }
+            loss_N, slope_NV = recipe.loss(student, teacher, targets_N[tokens])
+            found["label_loss"] = student.log_normalizer - student.logits.gather(
+                -1, targets_N[tokens, None]
+            ).squeeze(-1)
+            for name, value_N in found.items():
+                sums[name] = sums.get(name, 0) + value_N.sum()
+            return loss_N, slope_NV
+
+        loss = self._judged(batch, self._teacher_of(batch), judge)
+        return {"loss": loss, **sums}, len(targets_N)
+
+    def _judged(
+        self,
+        batch: Batch,
+        teacher: Projection | None,
+        judge: Callable[[Distribution, Distribution | None, slice], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Return the summed losses of the student's tokens beside the teacher's."""
+
+        def criterion(group: slice) -> Judge:
+            if teacher is None:
+                return lambda student, tokens: judge(student, None, tokens)
+            product_gV = teacher.product(group)
+
+            def both(student: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
+                theirs_nV = product_gV[tokens.start - group.start : tokens.stop - group.start]
+                return judge(student, teacher.distribution(theirs_nV, tokens), tokens)
+
+            return both
+
+        head = self._heads[0]
+        hidden_ND = head.scaled(hidden_states(self.student, batch))
+        weight_VD, bias_V = output_matrix(self.student)
+        if self.vocabulary < len(weight_VD):
+            weight_VD = weight_VD[: self.vocabulary]
+            bias_V = None if bias_V is None else bias_V[: self.vocabulary]
+        return fused_loss(hidden_ND, weight_VD, bias_V, criterion, head.softcap)
+
+    @torch.no_grad()
+    def _teacher_of(self, batch: Batch) -> Projection:
+        """Run the teacher's layers; return what makes logits of what they say."""
+        if self._teacher_ids is not None:
+            batch = replace(batch, ids=self._teacher_ids[batch.ids])
+        head = self._heads[1]
+        hidden_ND = head.scaled(hidden_states(self.teacher, batch))
+        weight_VD, bias_V = output_matrix(self.teacher)
+        dtype = product_dtype(hidden_ND.device, weight_VD.dtype)
+        if dtype not in self._teacher_output:
+            ids = slice(self.vocabulary) if self._teacher_ids is None else self._teacher_ids
+            bias_V = None if bias_V is None else bias_V[ids]
+            self._teacher_output[dtype] = Projection.of(hidden_ND[:0], weight_VD[ids], bias_V, head.softcap)
+        return replace(self._teacher_output[dtype], hidden=hidden_ND.to(dtype))

@@ -12,21 +12,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from compress import plugins
 from compress.distill import cache_teacher
 from compress.distill.cache_teacher import CacheSettings
+from compress.distill.divergences import chosen, named
 from compress.distill.worth import cache_advice
-from compress.errors import nearest
 from compress.plugins import Context, ModelRef, Planned, Prepared
 from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
-from compress.train.cost import training_work
+from compress.train.cost import PROCESS_BYTES, training_work
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
 VERSION = 1
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
-
-LOSSES = "distill.losses"
 
 
 def _as_settings(value: Any) -> Any:
@@ -43,8 +40,9 @@ class Config(TrainingSettings):
     teacher: ModelRef = "original"
     """Whose distribution to learn: ``original`` or a step's name. It must have the student's tokenizer, or the one
     that ``prune.vocab`` made the student's from: then it is asked about the tokens the student has."""
-    divergence: str = "forward_kl"
-    """How to compare the distributions: a file of ``compress/distill/losses``."""
+    divergence: str | dict[str, Any] = "forward_kl"
+    """How to compare the distributions: a file of ``compress/distill/losses``, by its name or with settings,
+    ``{use: jsd, beta: 0.1}``."""
     temperature: float = Field(default=1.0, gt=0)
     """Both models' logits are divided by it; above 1 the unlikely tokens count more."""
     label_weight: float = Field(default=0.0, ge=0, le=1)
@@ -64,21 +62,18 @@ class Config(TrainingSettings):
 
     @field_validator("divergence")
     @classmethod
-    def _exists(cls, name: str) -> str:
-        allowed = plugins.available(LOSSES)
-        if name not in allowed:
-            raise ValueError(
-                f"no divergence is called '{name}'{nearest(name, allowed)} Allowed: {', '.join(allowed)}"
-            )
-        return name
+    def _exists(cls, setting: str | dict[str, Any]) -> str | dict[str, Any]:
+        chosen(setting)
+        return setting
 
     @model_validator(mode="after")
     def _cache_has_what_is_asked(self) -> "Config":
         if self.cache_teacher is None:
             return self
-        if self.divergence != "forward_kl":
+        name = self.divergence if isinstance(self.divergence, str) else self.divergence["use"]
+        if name != "forward_kl":
             raise ValueError(
-                f"cache_teacher keeps what forward KL needs: `divergence: {self.divergence}` needs the teacher itself. "
+                f"cache_teacher keeps what forward KL needs: `divergence: {name}` needs the teacher itself. "
                 "Write `divergence: forward_kl`, or leave out `cache_teacher`"
             )
         if self.hidden_weight > 0:
@@ -106,7 +101,13 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what the training takes, the teacher's forward passes included unless they are cached."""
-    return training_work(spec, config, None if config.cache_teacher else inputs.get("teacher"))
+    teacher = inputs.get("teacher")
+    if config.cache_teacher is None or teacher is None:
+        return training_work(spec, config, teacher)
+    work = training_work(spec, config)
+    # Weights and two gradients of the student, while both ways of learning are compared.
+    compared = PROCESS_BYTES + 12 * spec.num_parameters + teacher.weight_bytes
+    return work.model_copy(update={"peak_memory_bytes": max(work.peak_memory_bytes, compared)})
 
 
 def advise(steps: Sequence[Planned]) -> list[str]:
@@ -128,7 +129,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     if config.cache_teacher is not None:
         return _from_cache(parent, config, context)
     from compress.distill.hidden import NOTHING, matching
-    from compress.distill.objective import Distillation
+    from compress.distill.objective import Distillation, Recipe
     from compress.distill.teacher import load_teacher, shared_ids
     from compress.train.student import train_student
 
@@ -136,22 +137,12 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     ids = shared_ids(parent.path, folder)
     hidden = matching(parent.path, folder) if config.hidden_weight > 0 else NOTHING
     teacher = load_teacher(folder, config.precision, config.teacher_precision)
-    divergence = plugins.load(LOSSES, config.divergence).divergence
+    recipe = Recipe(named(config.divergence), config.temperature, config.label_weight, config.hidden_weight)
     return train_student(
         parent,
         config,
         context,
-        lambda student: Distillation(
-            student,
-            teacher,
-            divergence,
-            config.temperature,
-            config.label_weight,
-            ids.num_ids,
-            ids.of_teacher,
-            config.hidden_weight,
-            hidden,
-        ),
+        lambda student: Distillation(student, teacher, recipe, ids.num_ids, ids.of_teacher, hidden),
     )
 
 

@@ -5,11 +5,12 @@ can be split anywhere, and a wrapper around the module sees the whole computatio
 """
 
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
-from compress.train.head import hidden_states, plain_head, tiled_loss
+from compress.train.distribution import Distribution, cross_entropy
+from compress.train.fused import Judge, fused_loss
+from compress.train.head import hidden_states, output_head, output_matrix
 
 
 class NextToken(nn.Module):
@@ -17,15 +18,20 @@ class NextToken(nn.Module):
 
     def __init__(self, student: PreTrainedModel) -> None:
         super().__init__()
-        plain_head(student)
+        self._head = output_head(student)
         self.student = student
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
         targets_N = batch.targets
 
-        def loss(logits_NV: Tensor, rows: slice) -> Tensor:
-            return functional.cross_entropy(logits_NV, targets_N[rows], reduction="none")
+        def judge(student: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
+            return cross_entropy(student, targets_N[tokens])
 
-        hidden_ND = hidden_states(self.student, batch)
-        return tiled_loss(hidden_ND, self.student.get_output_embeddings(), loss), len(targets_N)
+        def criterion(_: slice) -> Judge:
+            return judge
+
+        hidden_ND = self._head.scaled(hidden_states(self.student, batch))
+        return fused_loss(hidden_ND, *output_matrix(self.student), criterion, self._head.softcap), len(
+            targets_N
+        )

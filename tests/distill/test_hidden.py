@@ -6,9 +6,9 @@ from pydantic import ValidationError
 
 from compress.data.batch import Batch
 from compress.distill import step
+from compress.distill.divergences import named
 from compress.distill.hidden import HiddenDistance, Matching, matching
-from compress.distill.losses import forward_kl
-from compress.distill.objective import Distillation
+from compress.distill.objective import Distillation, Recipe
 from compress.errors import InputError
 from compress.models.checkpoint import load_model
 from compress.models.layout import layout
@@ -105,9 +105,8 @@ def test_two_models_pruned_from_one_are_matched_by_its_numbers(tmp_path):
 
 def objective_of(student, teacher, hidden_weight=0.5, label_weight=0.0):
     states = Matching([f"model.layers.{n}" for n in range(2)], ["model.layers.1", "model.layers.3"], CHANNELS)
-    return Distillation(
-        student, teacher, forward_kl.divergence, 1.0, label_weight, 259, None, hidden_weight, states
-    )
+    recipe = Recipe(named("forward_kl"), 1.0, label_weight, hidden_weight)
+    return Distillation(student, teacher, recipe, 259, matching=states)
 
 
 CHANNELS = [*range(1, 64, 2)]
@@ -137,9 +136,9 @@ def slow_distance(student, teacher) -> torch.Tensor:
 def test_loss_and_gradients_are_those_of_the_formula(label_weight):
     student, teacher = models()
     first = Matching(["model.layers.0"], ["model.layers.1"], CHANNELS)
-    arguments = (student, teacher, forward_kl.divergence, 1.0, label_weight, 259, None)
-    plain, _ = Distillation(*arguments)(Batch(IDS_BT))
-    total, num_tokens = Distillation(*arguments, 0.5, first)(Batch(IDS_BT))
+    without, with_states = (Recipe(named("forward_kl"), 1.0, label_weight, weight) for weight in (0.0, 0.5))
+    plain, _ = Distillation(student, teacher, without, 259)(Batch(IDS_BT))
+    total, num_tokens = Distillation(student, teacher, with_states, 259, matching=first)(Batch(IDS_BT))
     expected = 0.5 * slow_distance(student, teacher)
     torch.testing.assert_close(total, plain + expected, rtol=1e-5, atol=1e-5)
     assert num_tokens == IDS_BT[:, 1:].numel()

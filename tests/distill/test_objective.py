@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional
 
 from compress.data.batch import Batch
-from compress.distill.losses import forward_kl
-from compress.distill.objective import Distillation
+from compress.distill.divergences import named
+from compress.distill.objective import Distillation, Recipe
 from compress.errors import InputError
-from compress.train import head
+from compress.train import fused
 from compress.train.objective import NextToken
 from tests.models.tiny import tiny_model, token_ids
 
@@ -21,7 +21,7 @@ def models(dtype=torch.float64, **student_changes):
 
 
 def distillation(student, teacher, temperature=1.0, label_weight=0.0, num_ids=259) -> Distillation:
-    return Distillation(student, teacher, forward_kl.divergence, temperature, label_weight, num_ids)
+    return Distillation(student, teacher, Recipe(named("forward_kl"), temperature, label_weight), num_ids)
 
 
 def slow_loss(student, teacher, temperature, label_weight, vocabulary=259):
@@ -37,17 +37,17 @@ def slow_loss(student, teacher, temperature, label_weight, vocabulary=259):
 @pytest.mark.parametrize("label_weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_loss_and_gradients_are_those_of_the_formula(temperature, label_weight, monkeypatch):
-    monkeypatch.setattr(head, "TILE_BYTES", {"cpu": 4 * 259 * 20})
+    monkeypatch.setattr(fused, "TILE_BYTES", {"cpu": 4 * 259 * 5})
+    monkeypatch.setattr(fused, "GROUP_BYTES", {"cpu": 4 * 259 * 20})
     student, teacher = models()
     total, num_tokens = distillation(student, teacher, temperature, label_weight)(Batch(IDS_BT))
     expected = slow_loss(student, teacher, temperature, label_weight)
     assert num_tokens == IDS_BT[:, 1:].numel()
-    # The teacher's output layer is kept in fp32.
-    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(total, expected)
     weights = list(student.parameters())
     ours, theirs = torch.autograd.grad(total, weights), torch.autograd.grad(expected, weights)
     for our, their in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(our, their)
 
 
 def test_with_labels_only_the_loss_and_gradients_are_those_of_training_bit_for_bit():
@@ -82,7 +82,7 @@ def test_padded_vocabularies_are_compared_by_id(student_ids):
     wide = tiny_model("qwen3", seed=2, vocab_size=264).double()
     total, _ = distillation(student, wide)(Batch(IDS_BT))
     expected = slow_loss(student, wide, 1.0, 0.0, vocabulary=min(student_ids, 264))
-    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(total, expected)
 
 
 def test_a_model_with_fewer_ids_than_the_tokenizer_is_refused():
@@ -98,7 +98,9 @@ def test_a_student_with_fewer_tokens_learns_the_teachers_distribution_over_them(
     if bias:
         teacher.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, 304).double())
     ids_BT = IDS_BT % 80
-    objective = Distillation(student, teacher, forward_kl.divergence, 2.0, 0.25, num_ids=87, teacher_ids=kept)
+    objective = Distillation(
+        student, teacher, Recipe(named("forward_kl"), 2.0, 0.25), num_ids=87, teacher_ids=kept
+    )
     total, num_tokens = objective(Batch(ids_BT))
     student_BTV = student(input_ids=ids_BT).logits[:, :-1]
     teacher_BTV = teacher(input_ids=torch.tensor(kept)[ids_BT]).logits[:, :-1, kept]
@@ -106,13 +108,13 @@ def test_a_student_with_fewer_tokens_learns_the_teachers_distribution_over_them(
     labels = functional.cross_entropy(student_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum")
     expected = 0.75 * 4.0 * (p_BTV * (p_BTV / q_BTV).log()).sum() + 0.25 * labels
     assert num_tokens == ids_BT[:, 1:].numel()
-    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(total, expected)
 
 
 def test_a_map_that_ends_before_the_students_tokens_is_refused():
     student, teacher = models()
     with pytest.raises(InputError, match="tokenizer has 259 ids, but teacher or student only 200"):
-        Distillation(student, teacher, forward_kl.divergence, 1.0, 0.0, 259, teacher_ids=list(range(200)))
+        Distillation(student, teacher, Recipe(named("forward_kl")), 259, teacher_ids=list(range(200)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from compress.distill import step
 from compress.distill import teacher as teachers
-from compress.distill.losses.forward_kl import divergence
+from compress.distill.losses import forward_kl
 from compress.distill.teacher import load_teacher
 from compress.errors import InputError
 from compress.models.checkpoint import load_model, load_tokenizer
@@ -14,6 +14,7 @@ from compress.models.token_map import read_kept
 from compress.records import Artifact
 from compress.train import checkpoint
 from compress.train import step as train
+from compress.train.distribution import Distribution
 from tests.fakes import FakeContext, Stopped
 from tests.models.small_tokenizers import TEXTS
 from tests.models.tiny import token_ids
@@ -24,6 +25,11 @@ from tests.train.inputs import context, parent, payload, tokens
 SETTINGS = {"tokens": 16 * 4 * 8, "batch_tokens": 16 * 4, "learning_rate": 3e-3}
 
 
+def forward_kl_of(student_NV: torch.Tensor, teacher_NV: torch.Tensor) -> torch.Tensor:
+    both = (Distribution.of(each) for each in (student_NV, teacher_NV))
+    return forward_kl.divergence(*both, forward_kl.Config())[0]
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return parent(tmp_path_factory.mktemp("teacher"), "qwen3", seed=5)
@@ -32,7 +38,7 @@ def teacher(tmp_path_factory):
 def mean_kl(student, teacher, ids_BT) -> float:
     with torch.no_grad():
         logits = [load_model(folder)(input_ids=ids_BT).logits.flatten(0, 1) for folder in (student, teacher)]
-        return float(divergence(*logits).mean())
+        return float(forward_kl_of(*logits).mean())
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl"])
@@ -122,7 +128,7 @@ def test_a_student_with_a_pruned_vocabulary_learns_from_the_original(tmp_path):
         with torch.no_grad():
             ours = load_model(folder)(input_ids=held_out_BT).logits
             theirs = load_model(original.path)(input_ids=torch.tensor(kept)[held_out_BT]).logits[..., kept]
-            return float(divergence(ours.flatten(0, 1), theirs.flatten(0, 1)).mean())
+            return float(forward_kl_of(ours.flatten(0, 1), theirs.flatten(0, 1)).mean())
 
     assert distance(tmp_path / "result") < 0.7 * distance(student.path)
 

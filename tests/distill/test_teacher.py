@@ -3,8 +3,8 @@ import torch
 
 from compress.data.batch import Batch
 from compress.distill import step
-from compress.distill.losses import forward_kl
-from compress.distill.objective import Distillation
+from compress.distill.divergences import named
+from compress.distill.objective import Distillation, Recipe
 from compress.distill.teacher import load_teacher
 from compress.models.checkpoint import load_model
 from compress.records import Artifact
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 def learned(student, teacher) -> tuple[float, torch.Tensor]:
     """The mean loss with that teacher and its gradient with respect to all weights, as one vector."""
-    total, count = Distillation(student, teacher, forward_kl.divergence, 1.0, 0.0, 259)(Batch(IDS_BT))
+    total, count = Distillation(student, teacher, Recipe(named("forward_kl")), 259)(Batch(IDS_BT))
     gradients = torch.autograd.grad(total, list(student.parameters()))
     return float(total.detach()) / count, torch.cat([g.flatten() for g in gradients]) / count
 

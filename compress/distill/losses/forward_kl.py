@@ -1,14 +1,26 @@
 """Forward KL: the student pays wherever the teacher puts weight, so it learns to cover all of it."""
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from compress.plugins import StepConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.train.distribution import Distribution
 
 
-def divergence(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
-    """Return ``KL(p ‖ q) = Σ_v p_v (log p_v − log q_v)`` in nats, ``[N]``.
+class Config(StepConfig):
+    """Nothing to set."""
 
-    p is the teacher's softmax, q the student's. Logits ``[N, V]``, computed in their dtype (fp32 in
-    training). Gradient in the student's logits: q − p.
-    Hinton et al. 2015, arXiv:1503.02531, §2, with the teacher's entropy kept, so that equal models score 0.
+
+def divergence(student: "Distribution", teacher: "Distribution", config: Config) -> "tuple[Tensor, Tensor]":
+    """Return ``KL(p ‖ q) = Σ_v p_v (log p_v − log q_v)`` in nats ``[N]`` and its gradient ``q − p`` ``[N, V]``.
+
+    p is the teacher's softmax, q the student's. Hinton et al. 2015, arXiv:1503.02531, §2, with the teacher's entropy
+    kept, so that equal models score 0.
     """
-    log_p_NV, log_q_NV = teacher_NV.log_softmax(-1), student_NV.log_softmax(-1)
-    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+    from torch.linalg import vecdot
+
+    log_ratio_N = vecdot(teacher.probs, teacher.logits - student.logits)
+    return log_ratio_N - teacher.log_normalizer + student.log_normalizer, student.probs - teacher.probs

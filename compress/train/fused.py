@@ -1,0 +1,139 @@
+"""The output head and a loss over it in one operation, never holding the logits of all tokens.
+
+Logits are the largest thing in training a language model. Here a group of tokens has whole rows of them, they are
+judged in tiles that stay in the processor's cache, and each tile's gradient takes the place of its logits. From these
+follow the gradients of hidden states and head, in the forward pass: one projection, and no more memory than a group's.
+
+Shapes: N tokens, g of a group, n of a tile, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.train.distribution import Distribution
+from compress.train.projection import Projection
+
+Judge = Callable[[Distribution, slice], tuple[Tensor, Tensor]]
+"""The student's distributions of a tile, and which tokens they are of → losses ``[n]``, gradients in the logits
+``[n, V]``."""
+Criterion = Callable[[slice], Judge]
+"""Told which tokens come next as a group: the time to project a teacher's."""
+
+GROUP_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
+TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
+"""Of a group's product, and of a tile's fp32 logits; a tile of a processor's must be small beside its caches."""
+
+
+def fused_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    criterion: Criterion,
+    softcap: float | None = None,
+) -> Tensor:
+    """Return the sum of the criterion's losses over all tokens, differentiable in hidden states and output layer.
+
+    The sum is fp32, or fp64 for a weight in fp64. Under autocast products are bf16 (`compress.train.projection`).
+    """
+    return _FusedLoss.apply(hidden_ND, weight_VD, bias_V, softcap, criterion)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        softcap: float | None,
+        criterion: Criterion,
+    ) -> Tensor:
+        student = Projection.of(hidden_ND, weight_VD, bias_V, softcap)
+        needs = ctx.needs_input_grad[:3]
+        grads = _Gradients(student, (hidden_ND, weight_VD, bias_V), needs) if any(needs) else None
+        total = torch.zeros((), device=hidden_ND.device, dtype=weight_VD.dtype)
+        num_tokens, vocabulary = len(hidden_ND), len(weight_VD)
+        group_tokens, tile_tokens = _sizes(student, vocabulary)
+        for group in slices(0, num_tokens, group_tokens):
+            product_gV = student.product(group)
+            judge = criterion(group)
+            for tile in slices(group.start, group.stop, tile_tokens):
+                product_nV = product_gV[tile.start - group.start : tile.stop - group.start]
+                found = student.distribution(product_nV, tile)
+                losses_n, slope_nV = judge(found, tile)
+                total += losses_n.sum()
+                if grads is not None:
+                    product_nV.copy_(student.before_cap(slope_nV, found))
+            if grads is not None:
+                grads.add(group, product_gV)
+        ctx.grads = grads and grads.all()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = slopes
+        grads, ctx.grads = ctx.grads, None
+        assert grads is not None, "the gradients of a fused loss are given once"
+        # In the usual step the slope is 1, and the head's gradient is large.
+        scaled = (
+            grads if float(slope) == 1 else [None if grad is None else grad.mul_(slope) for grad in grads]
+        )
+        return *scaled, None, None
+
+
+class _Gradients:
+    """The gradients of the loss's inputs that need one, in their dtypes, summed group by group."""
+
+    def __init__(
+        self,
+        student: Projection,
+        inputs: tuple[Tensor, Tensor, Tensor | None],
+        needs: tuple[bool, bool, bool],
+    ) -> None:
+        """`inputs`: hidden states, weight and bias; `needs`: which of them need a gradient."""
+        hidden_ND, weight_VD, bias_V = inputs
+        self._student, self._learns_weight = student, needs[1]
+        self._hidden_ND = torch.empty_like(hidden_ND) if needs[0] else None
+        self._weight_dtype, self._weight_VD = (
+            weight_VD.dtype,
+            None if len(hidden_ND) else torch.zeros_like(weight_VD),
+        )
+        self._bias_V = torch.zeros_like(bias_V) if needs[2] and bias_V is not None else None
+
+    def add(self, group: slice, slopes_gV: Tensor) -> None:
+        """Add a group, given the gradients in its product."""
+        student = self._student
+        if self._bias_V is not None:
+            self._bias_V += slopes_gV.sum(0, dtype=self._bias_V.dtype)
+        slopes_gV = slopes_gV.to(student.hidden.dtype)
+        with torch.autocast(slopes_gV.device.type, enabled=False):
+            if self._hidden_ND is not None:
+                self._hidden_ND[group] = (slopes_gV @ student.weight).to(self._hidden_ND.dtype)
+            if self._learns_weight:
+                self._add_weight(slopes_gV.T @ student.hidden[group])
+
+    def all(self) -> tuple[Tensor | None, ...]:
+        """Return those of hidden states, weight and bias."""
+        return self._hidden_ND, self._weight_VD, self._bias_V
+
+    def _add_weight(self, grad_VD: Tensor) -> None:
+        if self._weight_VD is None:
+            self._weight_VD = grad_VD.to(self._weight_dtype)
+        else:
+            self._weight_VD += grad_VD
+
+
+def slices(start: int, stop: int, step: int) -> Iterator[slice]:
+    """Yield the parts of a range, `step` long but for the last."""
+    for begin in range(start, stop, step):
+        yield slice(begin, min(begin + step, stop))
+
+
+def _sizes(student: Projection, vocabulary: int) -> tuple[int, int]:
+    """Return how many tokens a group has, and a tile."""
+    device = "cpu" if student.hidden.device.type == "cpu" else "cuda"
+    row = vocabulary * (student.hidden.dtype.itemsize if student.is_rounded else 4)
+    return max(16, GROUP_BYTES[device] // row), max(1, TILE_BYTES[device] // (4 * vocabulary))

@@ -1,0 +1,136 @@
+"""The fused head against dense fp64, with and without rounding.
+
+Shapes: N tokens, D hidden size, V vocabulary.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from compress import plugins
+from compress.distill.divergences import named
+from compress.train import fused
+from compress.train.distribution import Distribution, cross_entropy
+from compress.train.fused import fused_loss
+from compress.train.projection import Projection
+from tests.distill.test_losses import setting
+
+N, D, V = 70, 6, 11
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Groups of 16 tokens in tiles of 3: five groups, the last one shorter, and so is each group's last tile."""
+    monkeypatch.setattr(fused, "GROUP_BYTES", {"cpu": 1})
+    monkeypatch.setattr(fused, "TILE_BYTES", {"cpu": 3 * 4 * V})
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_fused_loss_and_its_gradients_are_those_of_the_whole(small_pieces, bias, softcap):
+    torch.manual_seed(0)
+    layer = nn.Linear(D, V, bias=bias, dtype=torch.float64)
+    hidden_ND = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
+    targets_N, weights_N = torch.randint(0, V, (N,)), torch.rand(N, dtype=torch.float64)
+    inputs = [hidden_ND, *layer.parameters()]
+    seen = []
+
+    def judge(student, tokens):
+        seen.append((tokens.start, tokens.stop))
+        loss_n, slope_nV = cross_entropy(student, targets_N[tokens])
+        return loss_n * weights_N[tokens], slope_nV * weights_N[tokens, None]
+
+    ours = fused_loss(hidden_ND, layer.weight, layer.bias, lambda _: judge, softcap)
+    logits_NV = layer(hidden_ND)
+    if softcap:
+        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+    whole = (weights_N * functional.cross_entropy(logits_NV, targets_N, reduction="none")).sum()
+    assert seen[:7] == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15), (15, 16), (16, 19)] and seen[-1] == (
+        67,
+        70,
+    )
+    torch.testing.assert_close(ours, whole)
+    pairs = zip(torch.autograd.grad(3 * ours, inputs), torch.autograd.grad(3 * whole, inputs), strict=True)
+    for our, their in pairs:
+        torch.testing.assert_close(our, their)
+
+
+def test_without_gradients_the_loss_is_the_same():
+    layer, hidden_ND, targets_N = nn.Linear(D, V), torch.randn(N, D), torch.randint(0, V, (N,))
+    with torch.no_grad():
+        ours = fused_loss(
+            hidden_ND,
+            layer.weight,
+            layer.bias,
+            lambda _: lambda student, tokens: cross_entropy(student, targets_N[tokens]),
+        )
+        torch.testing.assert_close(
+            ours, functional.cross_entropy(layer(hidden_ND), targets_N, reduction="sum")
+        )
+
+
+def test_no_token_at_all_is_no_loss_and_no_gradient():
+    layer, hidden_ND = nn.Linear(D, V), torch.randn(0, D, requires_grad=True)
+    total = fused_loss(hidden_ND, layer.weight, layer.bias, lambda _: pytest.fail("nothing to judge"))
+    total.backward()
+    assert float(total.detach()) == 0
+    assert not layer.weight.grad.any() and layer.weight.grad.shape == (V, D)
+
+
+def peaked(vocabulary: int, width: int, shift: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and an output matrix whose logits are a language model's: few likely ids, a long tail.
+
+    `shift` is added to all logits of a token: the softmax does not see it, rounding does.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    weight_VD = 0.05 * torch.randn(vocabulary, width, generator=chance)
+    likely_NK = torch.randint(0, vocabulary, (48, 12), generator=chance)
+    share_NK = 14 * torch.rand(48, 12, generator=chance).square()
+    hidden_ND = (weight_VD[likely_NK] * share_NK[..., None]).sum(1) + torch.randn(48, width, generator=chance)
+    common_D = functional.normalize(torch.randn(width, generator=chance), dim=0)
+    return hidden_ND + 2 * shift * common_D, weight_VD + 0.5 * common_D
+
+
+@pytest.mark.parametrize("shift", [0.0, 10.0])
+@pytest.mark.parametrize("name", plugins.available("distill.losses"))
+def test_in_bf16_the_gradient_in_the_logits_is_within_one_per_cent(name, shift):
+    """Of dense fp64 on the same inputs, for a student that is close to its teacher."""
+    hidden_ND, weight_VD = (part.bfloat16() for part in peaked(8_000, 256, shift, seed=1))
+    near_ND = hidden_ND.float() * (
+        1 + 0.1 * torch.randn(hidden_ND.shape, generator=torch.Generator().manual_seed(2))
+    )
+    student, teacher = (Projection.of(states, weight_VD) for states in (near_ND.bfloat16(), hidden_ND))
+    divergence, tokens = named(setting(name)), slice(0, len(hidden_ND))
+
+    found = [each.distribution(each.product(tokens), tokens) for each in (student, teacher)]
+    exact = [Distribution.of(each.hidden.double() @ each.weight.double().T) for each in (student, teacher)]
+    rounded = [Distribution.of((each.hidden @ weight_VD.T).float()) for each in (student, teacher)]
+    (loss_N, ours_NV), (exact_N, exact_NV), (_, rounded_NV) = (
+        divergence(*each) for each in (found, exact, rounded)
+    )
+    error, plain_error = (float((each - exact_NV).norm() / exact_NV.norm()) for each in (ours_NV, rounded_NV))
+    # Total variation's gradient jumps where both probabilities are equal.
+    assert error < (0.05 if name == "total_variation" else 0.01) and error < plain_error / 4
+    torch.testing.assert_close(loss_N.double().sum(), exact_N.sum(), rtol=0.01, atol=0)
+
+
+def test_under_autocast_loss_and_gradients_are_close_to_the_exact_ones_and_products_are_fast(small_pieces):
+    hidden_ND, weight_VD = peaked(2_000, 64, 0.0, seed=3)
+    targets_N = torch.arange(len(hidden_ND))
+    inputs = [hidden_ND.requires_grad_(), weight_VD.requires_grad_()]
+    dtypes = set()
+
+    def judge(student, tokens):
+        dtypes.add(student.logits.dtype)
+        return cross_entropy(student, targets_N[tokens])
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = fused_loss(hidden_ND, weight_VD, None, lambda _: judge)
+        assert Projection.of(hidden_ND, weight_VD).product(slice(0, 2)).dtype == torch.bfloat16
+    whole = functional.cross_entropy(hidden_ND.double() @ weight_VD.double().T, targets_N, reduction="sum")
+    assert ours.dtype == torch.float32 and dtypes == {torch.float32}
+    torch.testing.assert_close(ours.double(), whole, rtol=1e-3, atol=0)
+    for our, their in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(whole, inputs), strict=True):
+        assert our.dtype == torch.float32
+        assert float((our - their).norm() / their.norm()) < 0.01
