@@ -3,15 +3,20 @@
 Shapes: N tokens of a tile, V ids of the teacher.
 """
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
 from compress.distill.signals import TeacherSignals
-from compress.distill.targets import sparse_loss
+from compress.distill.sparse_kl import sparse_forward_kl
+from compress.distill.targets import Targets
 from compress.errors import InputError
-from compress.train.head import hidden_states, plain_head, tiled_loss
+from compress.train.distribution import Distribution, cross_entropy
+from compress.train.fused import Judge, fused_loss
+from compress.train.head import hidden_states, output_head, output_matrix
 
 
 class CachedDistillation(nn.Module):
@@ -26,7 +31,8 @@ class CachedDistillation(nn.Module):
         for a teacher with fewer than the tokenizer.
         """
         super().__init__()
-        num_own, self.vocabulary = len(plain_head(student).weight), signals.about.vocabulary
+        self._head = output_head(student)
+        num_own, self.vocabulary = len(output_matrix(student)[0]), signals.about.vocabulary
         if num_own < self.vocabulary:
             raise InputError(
                 f"cache_teacher: the cached distributions are over the teacher's {self.vocabulary} ids, and the "
@@ -43,26 +49,39 @@ class CachedDistillation(nn.Module):
         labels_N = batch.targets
         targets = self._signals.at(batch.rows.tolist()).to(batch.ids.device)
         assert len(targets) == len(labels_N), "signals of other rows, or with other marks"
-        weight, temperature = self._label_weight, self._signals.about.temperature
+        return self._judged(
+            batch, lambda student, tokens: self._loss(student, targets[tokens], labels_N[tokens])
+        )
 
-        def loss(logits_NV: Tensor, rows: slice) -> Tensor:
-            scaled_NV = logits_NV[:, : self.vocabulary] / temperature
-            loss_N = (1 - weight) * temperature**2 * sparse_loss(scaled_NV, targets[rows])
-            if weight > 0:
-                loss_N = loss_N + weight * functional.cross_entropy(
-                    logits_NV, labels_N[rows], reduction="none"
-                )
-            return loss_N
-
-        hidden_ND = hidden_states(self.student, batch)
-        return tiled_loss(hidden_ND, self.student.get_output_embeddings(), loss), len(labels_N)
-
+    @torch.no_grad()
     def held_out(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
         """Return the text's cross-entropy: of text that is not learned from, the teacher was not asked."""
         labels_N = batch.targets
+        loss, count = self._judged(batch, lambda student, tokens: cross_entropy(student, labels_N[tokens]))
+        return {"loss": loss}, count
 
-        def loss(logits_NV: Tensor, rows: slice) -> Tensor:
-            return functional.cross_entropy(logits_NV, labels_N[rows], reduction="none")
+    def _loss(self, student: Distribution, targets: Targets, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses of a tile ``[N]`` and their gradients in the student's logits ``[N, V]``."""
+        w, T = self._label_weight, self._signals.about.temperature
+        if w == 1:
+            return cross_entropy(student, labels_N)
+        tempered = student.at_temperature(T)
+        if tempered is student and w > 0:  # the labels' gradient needs what the teacher's is written over
+            tempered = replace(student, probs=student.probs.clone())
+        loss_N, slope_NV = sparse_forward_kl(tempered, targets)
+        loss_N, slope_NV = (1 - w) * T**2 * loss_N, slope_NV.mul_((1 - w) * T)
+        if w > 0:
+            label_N, label_NV = cross_entropy(student, labels_N)
+            loss_N, slope_NV = loss_N + w * label_N, slope_NV.add_(label_NV, alpha=w)
+        return loss_N, slope_NV
 
-        hidden_ND = hidden_states(self.student, batch)
-        return {"loss": tiled_loss(hidden_ND, self.student.get_output_embeddings(), loss)}, len(labels_N)
+    def _judged(self, batch: Batch, judge: Judge) -> tuple[Tensor, int]:
+        """Return the summed losses of the batch's targets, and how many there are."""
+        hidden_ND = self._head.scaled(hidden_states(self.student, batch))
+        weight_VD, bias_V = output_matrix(self.student)
+        if self.vocabulary < len(weight_VD):
+            weight_VD = weight_VD[: self.vocabulary]
+            bias_V = None if bias_V is None else bias_V[: self.vocabulary]
+        return fused_loss(hidden_ND, weight_VD, bias_V, lambda group: judge, self._head.softcap), len(
+            hidden_ND
+        )

@@ -25,8 +25,10 @@ from compress.distill.teacher import load_teacher
 from compress.models.device import default_device
 from compress.plugins import Context
 from compress.records import JsonValue, Record
-from compress.train.head import hidden_states, plain_head, project
+from compress.train.fused import slices
+from compress.train.head import OutputHead, hidden_states, output_head, output_matrix
 from compress.train.numerics import has_fast_bf16
+from compress.train.projection import Projection
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 
@@ -84,45 +86,41 @@ class Caching:
     """A teacher ready to be asked."""
 
     teacher: PreTrainedModel
-    weight_VD: Tensor  # noqa: N815
-    """Its output matrix in fp32."""
-    bias_V: Tensor | None  # noqa: N815
+    head: OutputHead
     about: About
     start: Start
 
     @classmethod
     def of(cls, teacher: PreTrainedModel, config: Config, start: Start) -> "Caching":
-        """Put the teacher on its device. Raises `InputError` when its logits are not one linear layer's."""
-        teacher = teacher.requires_grad_(False)
-        head = plain_head(teacher)
-        vocabulary = len(head.weight)
+        """Put the teacher on its device. Raises `InputError` when it makes its logits in an unknown way."""
+        if teacher.device.type != torch.device(start.device).type:
+            teacher = teacher.to(start.device)
+        head, vocabulary = output_head(teacher), len(output_matrix(teacher)[0])
         about = About(
             vocabulary=vocabulary,
             top_k=min(config.top_k, vocabulary),
             samples=config.samples if config.tail == "sampled" else 0,
             temperature=config.temperature,
         )
-        weight_VD, bias_V = head.weight.float(), None if head.bias is None else head.bias.float()
-        if teacher.device.type != torch.device(start.device).type:
-            teacher, weight_VD = teacher.to(start.device), weight_VD.to(start.device)
-            bias_V = None if bias_V is None else bias_V.to(start.device)
-        return cls(teacher, weight_VD, bias_V, about, start)
+        return cls(teacher, head, about, start)
 
     def targets(self, batch: Batch, places_N: Tensor) -> Targets:
         """Return the targets of a block of rows. `places_N`: the uniform numbers that sampling starts from."""
         device = torch.device(self.start.device)
         bf16 = self.start.precision == "bf16"
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            hidden_ND = hidden_states(self.teacher, batch.to(device))
-            return joined(list(self._tiles(hidden_ND, places_N.to(device))))
+            hidden_ND = self.head.scaled(hidden_states(self.teacher, batch.to(device)))
+            logits = Projection.of(hidden_ND, *output_matrix(self.teacher), self.head.softcap)
+            return joined(list(self._tiles(logits, places_N.to(device))))
 
-    def _tiles(self, hidden_ND: Tensor, places_N: Tensor) -> Iterator[Targets]:
-        step = max(16, TILE_BYTES[hidden_ND.device.type] // (4 * self.about.vocabulary))
-        for begin in range(0, max(1, len(hidden_ND)), step):
-            tile = slice(begin, begin + step)
-            logits_NV = project(hidden_ND[tile], self.weight_VD, self.bias_V) / self.about.temperature
-            about, places = self.about, places_N[tile]
-            yield sparse_targets(logits_NV, about.top_k, places, about.samples).to("cpu")
+    def _tiles(self, logits: Projection, places_N: Tensor) -> Iterator[Targets]:
+        about, device = self.about, places_N.device.type
+        step = max(16, TILE_BYTES[device] // (4 * about.vocabulary))
+        # A block without any target is a tile without any.
+        for tile in slices(0, len(places_N), step) if len(places_N) else [slice(0, 0)]:
+            found = logits.distribution(logits.product(tile), tile)
+            tempered_NV = found.logits / about.temperature
+            yield sparse_targets(tempered_NV, about.top_k, places_N[tile], about.samples).to("cpu")
 
 
 def _write_rest(

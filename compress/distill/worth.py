@@ -29,7 +29,7 @@ def _could_be_cached(step: Planned) -> bool:
     config: Any = step.config
     return (
         config.cache_teacher is None
-        and config.divergence == "forward_kl"
+        and config.divergence in ("forward_kl", {"use": "forward_kl"})
         and config.hidden_weight == 0
         and config.label_weight < 1
         and "teacher" in step.reads_alike
