@@ -69,6 +69,8 @@ class CachedDistillation(nn.Module):
         if tempered is student and w > 0:  # the labels' gradient needs what the teacher's is written over
             tempered = replace(student, probs=student.probs.clone())
         loss_N, slope_NV = sparse_forward_kl(tempered, targets)
+        if w == 0 and T == 1:
+            return loss_N, slope_NV
         loss_N, slope_NV = (1 - w) * T**2 * loss_N, slope_NV.mul_((1 - w) * T)
         if w > 0:
             label_N, label_NV = cross_entropy(student, labels_N)

@@ -55,7 +55,8 @@ class Config(TrainingSettings):
     cache_teacher: Cache = None
     """Ask the teacher once about all of the data, keep its answers in about 130 bytes a token, and train from them:
     ``true``, or settings. It pays where the data are read several times, by several epochs or students. For forward KL,
-    and within a small error that the record states."""
+    and within a small error that the record states. Held-out text is then measured by its own next tokens: of it the
+    teacher is not asked."""
     teacher_precision: Literal["auto", "bf16", "fp32", "int8", "nf4"] = "auto"
     """What the teacher's weights are kept in: ``auto`` is as they are stored, or fp32 where bf16 is slow. ``int8`` and
     ``nf4`` save memory: bitsandbytes rounds all but the head, and the teacher is a little worse for it."""

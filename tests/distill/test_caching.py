@@ -68,6 +68,15 @@ def test_what_is_read_is_what_the_teacher_says_of_these_rows(temperature, teache
     assert made.facts["rows"] == 24 and made.facts["tokens"] == 24 * 15
 
 
+def test_a_teacher_that_bends_its_logits_is_kept_as_it_bends_them(tmp_path):
+    teacher = parent(tmp_path / "teacher", "gemma2", final_logit_softcapping=1.5)
+    made = cached(teacher, tmp_path / "signals", top_k=8)
+    targets = TeacherSignals.open(made.path).at([3, 9])
+    p_NV = teacher_logits(teacher, PackedTokens.open(tmp_path / "tokens"), [3, 9]).softmax(-1)
+    torch.testing.assert_close(targets.entropy_N, torch.special.entr(p_NV).sum(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(targets.probs_NK, p_NV.gather(-1, targets.ids_NK), rtol=0.05, atol=1e-6)
+
+
 def test_the_rows_are_those_that_training_reads(teacher, tmp_path):
     settings = step.Config(tokens=10 * 16, batch_tokens=2 * 16, cache_teacher=True)
     made = cached(teacher, tmp_path / "signals", tokens=settings.tokens, batch_tokens=settings.batch_tokens)
