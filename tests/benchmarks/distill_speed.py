@@ -1,0 +1,170 @@
+"""How fast is a step of distillation? Ours against a plain loop and TRL's losses, whole steps and the loss alone.
+
+A teacher of 25M parameters and a student of 10M beside their embeddings, 4 sequences of 256 tokens a step, bf16
+autocast on the processor, forward KL, vocabularies of 8,192, 32,768 and 131,072. Every figure comes from a process of
+its own, methods in turn, several rounds; compared are medians. TRL's GKD loss reads bf16 logits; TRL's distillation
+loss computes them in fp32, so only it is as exact as ours. *ours, TRL … head* is our loop with TRL's loss in it. The
+bound is the time of a step that does nothing but its matrix products, in bf16 at the rate measured beside it, the
+backbones and the optimizer.
+
+    python tests/benchmarks/distill_speed.py [--quick] [--vocabularies 8192,131072] [--rounds 3] [--seconds 12]
+
+TRL is a rival only where it is installed: pip install trl==1.16.0
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from distilling import jobs, parts
+
+from compress.environment import environment
+
+RESULTS = Path(__file__).parent / "results"
+VOCABULARIES = (8_192, 32_768, 131_072)
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure, print the table, write the results."""
+    given = _arguments()
+    if given.job:
+        print(json.dumps(_run(given.job)))
+        return
+    rows: list[Row] = []
+    vocabularies = [int(each) for each in given.vocabularies.split(",")]
+    for vocabulary in vocabularies:
+        rows += _measure(vocabulary, given.rounds, given.seconds)
+    targets = _targets(rows, vocabularies)
+    for target in targets:
+        print(
+            f"{'met    ' if target['met'] else 'not met'} {target['name']}: {target['measured']} ({target['goal']})"
+        )
+    _write(rows, targets, given.quick)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one vocabulary, one round, few steps")
+    parser.add_argument("--vocabularies", default=",".join(map(str, VOCABULARIES)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=12.0, help="of timed steps a method and round")
+    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.quick:
+        given.vocabularies, given.rounds, given.seconds = "32768", 1, 3.0
+    return given
+
+
+def _run(job: list[str]) -> Row:
+    kind, vocabulary = job[0], int(job[1])
+    if kind == "steps":
+        return jobs.steps(job[2], vocabulary, float(job[3]))
+    if kind == "loss_memory":
+        return jobs.loss_memory(job[2], vocabulary)
+    return {"gradient_errors": jobs.gradient_errors, "rates": jobs.rates}[kind](vocabulary)
+
+
+def _measure(vocabulary: int, rounds: int, seconds: float) -> list[Row]:
+    has_trl = importlib.util.find_spec("trl") is not None
+    methods = [name for name in parts.methods() if has_trl or "TRL" not in name]
+    rows = []
+    for turn in range(rounds):
+        rows.append(_row("bound", "rates", vocabulary, turn=turn))
+        rows += [_row(name, "steps", vocabulary, name, str(seconds), turn=turn) for name in methods]
+    rows += [
+        _row(name, "loss_memory", vocabulary, name) for name in jobs.LOSSES if has_trl or "TRL" not in name
+    ]
+    rows.append(_row("gradient error", "gradient_errors", vocabulary))
+    return rows
+
+
+def _row(name: str, kind: str, vocabulary: int, *more: str, **facts: Any) -> Row:
+    """Run a job in a process of its own; return its figures."""
+    command = [sys.executable, __file__, "--job", kind, str(vocabulary), *more]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    row = {
+        "name": name,
+        "kind": kind,
+        "vocabulary": vocabulary,
+        **facts,
+        **json.loads(done.stdout.splitlines()[-1]),
+    }
+    shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+    print(shown, flush=True)
+    return row
+
+
+def _targets(rows: list[Row], vocabularies: list[int]) -> list[Row]:
+    found: list[Row] = []
+    for vocabulary in vocabularies:
+        here = [row for row in rows if row["vocabulary"] == vocabulary]
+        speed = {
+            name: statistics.median(
+                row["tokens_per_second"] for row in here if row["name"] == name and row["kind"] == "steps"
+            )
+            for name in parts.methods()
+            if any(row["name"] == name for row in here)
+        }
+        bound = parts.B * parts.T / min(row["bound"] for row in here if row["name"] == "bound")
+        memory = {row["name"]: row["loss_bytes"] for row in here if row["kind"] == "loss_memory"}
+        errors = next(row for row in here if row["kind"] == "gradient_errors")
+        goal = {32_768: 1.15, 131_072: 1.3}.get(vocabulary, 1.0)
+        place = f"{vocabulary:,} ids"
+        for rival in speed:
+            if rival != "ours" and not rival.endswith("cached"):
+                found.append(_target(f"{place}: speed, ours / {rival}", speed["ours"] / speed[rival], goal))
+        found.append(_target(f"{place}: share of the bound", speed["ours"] / bound, 0.7))
+        found.append(_target(f"{place}: gradient error in the logits", errors["ours"], 0.01, most=True))
+        for rival in ("TRL GKD", "TRL distillation"):
+            if rival in speed:
+                found.append(
+                    _target(f"{place}: speed, cached / {rival}", speed["ours, cached"] / speed[rival], 2.0)
+                )
+                share = memory["ours"] / memory[rival]
+                found.append(
+                    _target(f"{place}: peak memory of the loss, ours / {rival}", share, 0.4, most=True)
+                )
+    return found
+
+
+def _target(name: str, measured: float, goal: float, *, most: bool = False) -> Row:
+    met = measured <= goal if most else measured >= goal
+    return {
+        "name": name,
+        "goal": f"{'at most' if most else 'at least'} {goal:g}",
+        "measured": round(measured, 4),
+        "met": met,
+    }
+
+
+def _write(rows: list[Row], targets: list[Row], quick: bool) -> None:
+    facts = environment()
+    report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {key: facts[key] for key in ("machine", "cores", "memory", "device")},
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "trl") if importlib.util.find_spec(name)
+        },
+        "command": " ".join(["python", "tests/benchmarks/distill_speed.py", *sys.argv[1:]]),
+        "rows": rows,
+        "targets": targets,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    name = "distill_speed_quick.json" if quick else "distill_speed.json"
+    (RESULTS / name).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()
