@@ -26,6 +26,7 @@ from compress.models.device import default_device
 from compress.plugins import Context
 from compress.records import JsonValue, Record
 from compress.train.fused import slices
+from compress.train.allocator import keep_freed_memory
 from compress.train.head import OutputHead, hidden_states, output_head, output_matrix
 from compress.train.numerics import has_fast_bf16
 from compress.train.projection import Projection
@@ -54,6 +55,8 @@ def write_signals(teacher: Path, config: Config, context: Context) -> dict[str, 
     start = _started(context.partial, config, data.sequence_length)
     threads = torch.get_num_threads()
     torch.set_num_threads(start.num_threads)
+    if start.device == "cpu":
+        keep_freed_memory()
     try:
         caching = Caching.of(load_teacher(teacher, config.precision, config.teacher_precision), config, start)
         writer = SignalsWriter(context.partial, caching.about, rows, start.block_rows)

@@ -15,6 +15,7 @@ import torch
 from compress.errors import InputError
 from compress.models.device import default_device
 from compress.records import JsonValue, Record
+from compress.train.allocator import keep_freed_memory
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 
@@ -83,6 +84,8 @@ def applied(numerics: Numerics) -> Iterator[None]:
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(numerics.num_threads)
+    if numerics.device == "cpu":
+        keep_freed_memory()
     if numerics.device != "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
