@@ -25,8 +25,8 @@ from compress.distill.teacher import load_teacher
 from compress.models.device import default_device
 from compress.plugins import Context
 from compress.records import JsonValue, Record
-from compress.train.fused import slices
 from compress.train.allocator import keep_freed_memory
+from compress.train.fused import slices
 from compress.train.head import OutputHead, hidden_states, output_head, output_matrix
 from compress.train.numerics import has_fast_bf16
 from compress.train.projection import Projection
