@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from compress import cli, plugins
 from compress.pipeline.schema import load_pipeline
 from compress.records import Artifact, ModelSpec
+from compress.train.distribution import Distribution
 from tests.fakes import FakeContext
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ def module(source):
 
 
 def test_the_pipeline_in_the_readme_is_valid(tmp_path):
-    [text] = blocks(README, "yaml")
+    text, _ = blocks(README, "yaml")
     (tmp_path / "my.yaml").write_text(text)
     assert [s.name for s in load_pipeline(tmp_path / "my.yaml").steps] == [
         "narrow",
@@ -39,6 +40,14 @@ def test_the_pipeline_in_the_readme_is_valid(tmp_path):
         "int4",
         "edge",
     ]
+
+
+def test_the_distillation_in_the_readme_is_valid_after_the_pruning_above_it(tmp_path):
+    whole, steps = blocks(README, "yaml")
+    before = whole[: whole.index("  - {name: recover")]
+    (tmp_path / "my.yaml").write_text(before + steps.removeprefix("steps:\n"))
+    [_, recover] = load_pipeline(tmp_path / "my.yaml").steps
+    assert (recover.name, recover.config.divergence) == ("recover", {"use": "jsd", "beta": 0.1})
 
 
 def test_every_command_in_the_readme_exists():
@@ -80,10 +89,16 @@ def test_the_example_step_keeps_the_step_contract(tmp_path):
 
 
 def test_the_example_loss_is_a_divergence():
-    loss = module(blocks(CONTRIBUTING, "python")[1]).divergence
-    logits, others = torch.randn(5, 7), torch.randn(5, 7)
-    assert torch.equal(loss(logits, logits), torch.zeros(5))
-    assert (loss(logits, others) > 0).all()
+    example = module(blocks(CONTRIBUTING, "python")[1])
+    logits, others = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+
+    def loss(student, teacher):
+        return example.divergence(Distribution.of(student), Distribution.of(teacher), example.Config())
+
+    assert torch.equal(loss(logits, logits)[0], torch.zeros(5))
+    loss_N, slope_NV = loss(logits, others)
+    assert (loss_N > 0).all()
+    torch.testing.assert_close(torch.autograd.grad(loss_N.sum(), logits)[0], slope_NV)
 
 
 def test_the_example_metric_scores_what_it_says(tmp_path):
