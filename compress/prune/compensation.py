@@ -15,8 +15,7 @@ Folding removed units into kept ones is classic (Optimal Brain Surgeon; for stru
 Experts of a mixture are refitted where they read; their outputs are mixed by the router's weights and stay.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -31,6 +30,7 @@ from compress.prune.kept import Kept
 from compress.prune.least_squares import Moments, damped_inverse, refit
 from compress.prune.scratch import Scratch
 from compress.prune.slicing import SlicedWeights, cut
+from compress.prune.stages import Stage, input_of, observing, stages_of
 
 Batches = Sequence[Tensor]
 """Token ids ``[B, T]`` of every batch."""
@@ -40,6 +40,9 @@ Save = Callable[[str, Weights], None]
 
 Saved = Callable[[str], Weights | None]
 """Returns what `Save` kept of a part, ``None`` when there is nothing yet."""
+
+HEAD_ROWS = 16384
+"""Rows of the output head refitted at once: bounds the memory of a large vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Compensation:
         """Bring the parent to layer `following` and the student past its layer `new`, fitting that on the way."""
         with self.parent.layer(old) as teacher, self.student.layer(new) as layer:
             if done is None:
-                stages = _stages(self.before, old, teacher, lambda: self._run_parent(old, 0))
+                stages = stages_of(self.before, old, teacher, lambda: self._run_parent(old, 0))
                 seen = self._watch_parent(teacher, old, stages)
             else:
                 seen = {}
@@ -121,7 +124,7 @@ class Compensation:
             for student in self._students:
                 student.copy_(self.student.run(new, student))
 
-    def _watch_parent(self, teacher: nn.Module, old: int, stages: "list[Stage]") -> "dict[str, list[Tensor]]":
+    def _watch_parent(self, teacher: nn.Module, old: int, stages: list[Stage]) -> dict[str, list[Tensor]]:
         """Pass the parent's layer; return what its reading maps read and its writing maps wrote."""
         seen = {
             stage.module: self._scratch.states(
@@ -130,7 +133,7 @@ class Compensation:
             for stage in stages
         }
         for index, hidden in enumerate(self._parents):
-            with _observing(teacher, [stage.module for stage in stages]) as calls:
+            with observing(teacher, [stage.module for stage in stages]) as calls:
                 self._entering[index].copy_(hidden)
                 leaving = self.parent.run(old, hidden)
             for stage in stages:
@@ -197,22 +200,6 @@ class Compensation:
         return fitted
 
 
-HEAD_ROWS = 16384
-"""Rows of the output head refitted at once: bounds the memory of a large vocabulary."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Maps that are refitted together: readers of one input, or one writer.
-
-    `module` is where to look, by its name below the layer; `tensors` are the parent's stored weights.
-    """
-
-    module: str
-    tensors: tuple[str, ...]
-    writes: bool
-
-
 class LayerFit:
     """Refitting one layer of the student, stage by stage."""
 
@@ -233,7 +220,7 @@ class LayerFit:
         models = self._models
         moments = self._moments(models.after.hidden, models.before.hidden)
         for index in range(len(models.batches)):
-            read, _ = self._until(stage.module, index)
+            read = self._until(stage.module, index)
             moments.add(read, self._seen[stage.module][index])
         inverse = damped_inverse(moments.gram, models.strength.damping(moments))
         fitted: Weights = {}
@@ -282,120 +269,33 @@ class LayerFit:
         if not option(family, "RESIDUAL_ADDS") or option(
             family, "ENCODER"
         ):  # a norm follows the sum in encoders
-            read, _ = self._until(stage.module, index)
+            read = self._until(stage.module, index)
             return read, stays(self._seen[stage.module][index])
         student = models._students[index]
         if is_last:
-            with _observing(self._layer, [stage.module]) as calls:
+            with observing(self._layer, [stage.module]) as calls:
                 leaving = models.student.run(self._new, student)
             read, wrote = calls[stage.module]
             behind = stays(models._parents[index]).to(leaving.device) - leaving
             return read, wrote.reshape(behind.shape) + models.strength.feedback * behind
-        read, _ = self._until(stage.module, index)
+        read = self._until(stage.module, index)
         behind = stays(models._entering[index]) - student
         return read, stays(self._seen[stage.module][index]) + models.strength.feedback * behind
 
-    def _until(self, module: str, index: int) -> tuple[Tensor, Tensor | None]:
-        """Run the student's layer only as far as a module's input."""
-
-        def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            raise _Reached(inputs[0])
-
-        handle = self._layer.get_submodule(module).register_forward_pre_hook(stop)
-        try:
-            self._models.student.run(self._new, self._models._students[index])
-        except _Reached as reached:
-            return reached.tensor, None
-        finally:
-            handle.remove()
-        raise AssertionError(f"{module} did not run")
+    def _until(self, module: str, index: int) -> Tensor:
+        """Run the student's layer only as far as a module's input, and return that."""
+        models = self._models
+        reached = self._layer.get_submodule(module)
+        return input_of(reached, lambda: models.student.run(self._new, models._students[index]))
 
     def _moments(self, num_inputs: int, num_outputs: int) -> Moments:
         parent = self._models.parent
         return Moments(num_inputs, num_outputs, device=parent.device, dtype=parent.dtype)
 
 
-class _Reached(Exception):
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def _stages(layout: Layout, number: int, layer: nn.Module, run: Callable[[], None]) -> list[Stage]:
-    """Return a layer's linear maps to and from the hidden state, in the order they run.
-
-    Maps that are given the very same tensor are one stage. Experts read what their router reads.
-    """
-    prefix = layout.layers[number] + "."
-    readers: dict[str, str] = {}
-    writers: dict[str, str] = {}
-    expert_readers: list[str] = []
-    for name, axes in layout.tensors.items():
-        if layout.layer_of(name) != number or len(axes) != 2 or "hidden" not in axes:
-            continue
-        reads = axes[1 - layout.out_dim(name)] == "hidden"
-        if layout.expert_of(name) is not None:
-            expert_readers += [name] if reads else []
-        else:
-            (readers if reads else writers)[name.removeprefix(prefix).removesuffix(".weight")] = name
-    order: list[tuple[str, int]] = []
-
-    def note(module: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: order.append((module, inputs[0].data_ptr()))
-
-    handles = [layer.get_submodule(m).register_forward_pre_hook(note(m)) for m in (*readers, *writers)]
-    run()
-    for handle in handles:
-        handle.remove()
-    stages: list[Stage] = []
-    last_input = None
-    for module, pointer in order:
-        if module in writers:
-            stages.append(Stage(module, (writers[module],), writes=True))
-            last_input = None
-            continue
-        also = tuple(expert_readers) if layout.tensors[readers[module]][0] == "experts" else ()
-        if pointer == last_input:
-            stages[-1] = Stage(stages[-1].module, (*stages[-1].tensors, readers[module], *also), writes=False)
-        else:
-            stages.append(Stage(module, (readers[module], *also), writes=False))
-        last_input = pointer
-    return stages
-
-
-@contextmanager
-def _observing(layer: nn.Module, modules: list[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Collect what named modules of a layer read and write while it runs once."""
-    calls: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def note(module: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            calls[module] = (inputs[0], output)
-
-        return hook
-
-    handles = [layer.get_submodule(m).register_forward_hook(note(m)) for m in modules]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _head_input(model: LayerwiseModel, ids: Tensor, hidden: Tensor) -> Tensor:
     """Return what the output head reads."""
-    head = model.model.get_output_embeddings()
-
-    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        raise _Reached(inputs[0])
-
-    handle = head.register_forward_pre_hook(stop)
-    try:
-        model.logits(ids, hidden)
-    except _Reached as reached:
-        return reached.tensor
-    finally:
-        handle.remove()
-    raise AssertionError("the output head did not run")
+    return input_of(model.model.get_output_embeddings(), lambda: model.logits(ids, hidden))
 
 
 def _oriented(weight: Tensor, layout: Layout, name: str) -> Tensor:
