@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from compress.records import JsonValue, ModelSpec, Work
 from compress.train.settings import TrainingSettings
 
-STATE_BYTES = 16
-"""A trained parameter: fp32 weight, gradient, and AdamW's two moments."""
+WEIGHT_BYTES = 4
+"""A parameter, trained or not: the student is fp32."""
+LEARNING_BYTES = 12
+"""What a trained parameter has besides: gradient and AdamW's two moments, in fp32."""
 CHECKPOINT_BYTES = 12
 """A trained parameter in a checkpoint. For a moment there are two: the next is written before the last is dropped."""
 PROCESS_BYTES = 500 * 2**20
@@ -21,13 +23,29 @@ def training_work(spec: ModelSpec, settings: TrainingSettings, teacher: ModelSpe
     micro-batch: the loop takes a larger one where there is room.
     """
     flops = 6.0 * spec.num_parameters * settings.tokens
-    memory = PROCESS_BYTES + STATE_BYTES * spec.num_parameters
+    trained = num_trained(spec, settings)
+    memory = PROCESS_BYTES + WEIGHT_BYTES * spec.num_parameters + LEARNING_BYTES * trained
     memory += SMALL_MICRO_BATCH * activation_bytes_per_token(spec.config)
     if teacher:
         flops += 2.0 * teacher.num_parameters * settings.tokens
         memory += teacher.weight_bytes
-    disk = spec.weight_bytes + 2 * CHECKPOINT_BYTES * spec.num_parameters
+    disk = spec.weight_bytes + 2 * CHECKPOINT_BYTES * trained
     return Work(flops=flops, peak_memory_bytes=int(memory), disk_bytes=disk)
+
+
+def num_trained(spec: ModelSpec, settings: TrainingSettings) -> int:
+    """Return how many parameters learn: all, or those of adapters, ``rank · (rows + columns)`` of each matrix."""
+    if settings.lora is None:
+        return spec.num_parameters
+    vocabulary, targets = spec.config.get("vocab_size"), settings.lora.targets
+    matrices = [
+        tensor.shape
+        for name, tensor in spec.tensors.items()
+        if len(tensor.shape) == 2
+        and vocabulary not in tensor.shape
+        and (targets == "all-linear" or name.removesuffix(".weight").rpartition(".")[2] in targets)
+    ]
+    return settings.lora.rank * sum(rows + columns for rows, columns in matrices)
 
 
 def activation_bytes_per_token(config: Mapping[str, JsonValue]) -> int:
