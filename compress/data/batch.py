@@ -38,6 +38,10 @@ class Batch:
         for start in range(0, len(self), size):
             yield self._rows(slice(start, start + size))
 
+    def rows_at(self, places: list[int]) -> "Batch":
+        """Return the rows at these places."""
+        return self._each(lambda tensor: tensor[places])
+
     @property
     def is_target(self) -> Tensor | None:
         """Whether each token after a row's first is a target, bool ``[B, T − 1]``; ``None`` where all are."""

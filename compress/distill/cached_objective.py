@@ -6,7 +6,7 @@ Shapes: N tokens of a tile, V ids of the teacher.
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
@@ -17,9 +17,10 @@ from compress.errors import InputError
 from compress.train.distribution import Distribution, cross_entropy
 from compress.train.fused import Judge, fused_loss
 from compress.train.head import hidden_states, output_head, output_matrix
+from compress.train.objective import Objective
 
 
-class CachedDistillation(nn.Module):
+class CachedDistillation(Objective):
     """``(1 − w) · T² · KL(teacher ‖ student) + w · CE``, summed, with the teacher's part as it was cached."""
 
     def __init__(
@@ -30,7 +31,7 @@ class CachedDistillation(nn.Module):
         Raises `InputError` for a student with fewer ids than the teacher, which the cached distributions are over, and
         for a teacher with fewer than the tokenizer.
         """
-        super().__init__()
+        super().__init__(student)
         self._head = output_head(student)
         num_own, self.vocabulary = len(output_matrix(student)[0]), signals.about.vocabulary
         if num_own < self.vocabulary:
@@ -40,7 +41,6 @@ class CachedDistillation(nn.Module):
             )
         if self.vocabulary < num_ids:
             raise InputError(f"the tokenizer has {num_ids} ids, but the teacher only {self.vocabulary}")
-        self.student = student
         self._signals, self._label_weight = signals, label_weight
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:

@@ -7,6 +7,7 @@ Shapes: N tokens, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from compress.distill.teacher import load_teacher
 from compress.models.device import default_device
 from compress.plugins import Context
 from compress.records import JsonValue, Record
-from compress.train.allocator import keep_freed_memory
+from compress.train.allocator import freed_memory_kept
 from compress.train.fused import slices
 from compress.train.head import OutputHead, hidden_states, output_head, output_matrix
 from compress.train.numerics import has_fast_bf16
@@ -55,12 +56,13 @@ def write_signals(teacher: Path, config: Config, context: Context) -> dict[str, 
     start = _started(context.partial, config, data.sequence_length)
     threads = torch.get_num_threads()
     torch.set_num_threads(start.num_threads)
-    if start.device == "cpu":
-        keep_freed_memory()
     try:
-        caching = Caching.of(load_teacher(teacher, config.precision, config.teacher_precision), config, start)
-        writer = SignalsWriter(context.partial, caching.about, rows, start.block_rows)
-        _write_rest(writer, caching, data, rows, config, context)
+        with freed_memory_kept() if start.device == "cpu" else nullcontext():
+            caching = Caching.of(
+                load_teacher(teacher, config.precision, config.teacher_precision), config, start
+            )
+            writer = SignalsWriter(context.partial, caching.about, rows, start.block_rows)
+            _write_rest(writer, caching, data, rows, config, context)
     finally:
         torch.set_num_threads(threads)
     writer.finish(context.folder)

@@ -16,6 +16,7 @@ from compress.errors import InputError
 from compress.models.device import default_device
 from compress.plugins import Context
 from compress.records import Artifact, JsonValue
+from compress.train.distributed import Team
 from compress.train.numerics import has_fast_bf16
 
 if TYPE_CHECKING:
@@ -41,11 +42,15 @@ def objective_from_cache(
         )
     signals = TeacherSignals.open(context.inputs["signals"].path)
     objective = CachedDistillation(student, signals, config.label_weight, ids.num_ids)
-    found = cache_check.kept(context.partial)
-    if found is None:
-        found = _differences(student, objective, signals, ids.num_ids, config, context)
-        cache_check.keep(context.partial, found)
-    facts.update(found)
+
+    def check() -> dict[str, JsonValue]:
+        found = cache_check.kept(context.partial)
+        if found is None:
+            found = _differences(student, objective, signals, ids.num_ids, config, context)
+            cache_check.keep(context.partial, found)
+        return found
+
+    facts.update(Team.current().leader_first(check))
     return objective
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
@@ -17,6 +17,7 @@ from compress.errors import InputError
 from compress.train.distribution import Distribution, cross_entropy
 from compress.train.fused import Judge, fused_loss
 from compress.train.head import hidden_states, output_head, output_matrix
+from compress.train.objective import Objective
 from compress.train.projection import Projection, product_dtype
 
 
@@ -49,7 +50,7 @@ class Recipe:
         return loss_N, slope_NV
 
 
-class Distillation(nn.Module):
+class Distillation(Objective):
     """A recipe's loss around a student and its teacher, summed over every token that is a target.
 
     Distributions are over the ids both models have: vocabularies of one tokenizer differ only in padding, which is
@@ -72,7 +73,7 @@ class Distillation(nn.Module):
         `teacher_ids`: the teacher's id of each of the student's; without it they are the same. `matching`: which
         hidden states belong together, none without it. Raises `InputError` when a model has too few ids.
         """
-        super().__init__()
+        super().__init__(student)
         self._heads = output_head(student), output_head(teacher)
         num_own, num_theirs = (len(output_matrix(model)[0]) for model in (student, teacher))
         self.vocabulary = min(num_own, num_theirs if teacher_ids is None else len(teacher_ids))
@@ -80,7 +81,7 @@ class Distillation(nn.Module):
             raise InputError(
                 f"the tokenizer has {num_ids} ids, but teacher or student only {self.vocabulary}"
             )
-        self.student, self.teacher = student, teacher.eval().requires_grad_(False)
+        self.teacher = teacher.eval().requires_grad_(False)
         self.recipe = recipe
         self._teacher_ids: Tensor | None
         ids = None if teacher_ids is None else torch.tensor(teacher_ids[: self.vocabulary])

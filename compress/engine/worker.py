@@ -17,6 +17,7 @@ from typing import Any
 
 from compress import errors, plugins
 from compress.engine.children import child_record
+from compress.engine.launcher import launched
 from compress.engine.store import Store, folder_bytes
 from compress.engine.tasks import Task, child_of
 from compress.environment import environment, peak_memory_bytes
@@ -40,6 +41,8 @@ class WorkerContext:
         self.seed = task.seed
         self.warnings: list[str] = []
         self.children: dict[str, ChildRecord] = {}
+        self.peak_below = 0
+        """The summed peak memory of the processes that did the work instead of this one."""
         self.seconds_waited = 0.0
         """Spent until submitted work was done."""
         self._task = task
@@ -186,7 +189,7 @@ def _make(task: Task, store: Store, events: EventPipe) -> None:
             about = {
                 **task.lineage,
                 "seconds": alone + sum(child.seconds for child in children),
-                "peak_memory_bytes": peak_memory_bytes(),
+                "peak_memory_bytes": max(peak_memory_bytes(), context.peak_below),
                 "disk_bytes": folder_bytes(folder),
                 "warnings": context.warnings,
                 "children": [child.model_dump(mode="json") for child in children],
@@ -204,4 +207,6 @@ def _call(task: Task, context: WorkerContext) -> tuple[Outcome, str]:
         dumped = [m.model_dump(mode="json") for m in measurements]
         (context.folder / "measurements.json").write_text(json.dumps(dumped, indent=1))
         return Outcome(), "measurements"
+    if getattr(config, "launch", None) is not None:
+        return launched(task, context, config.launch), module.PRODUCES
     return module.run(task.parent, config, context), module.PRODUCES

@@ -7,19 +7,29 @@ virtual machine that took more than half of a step at 131,072 ids.
 
 import ctypes
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """`mallopt`'s parameters in glibc's malloc.h."""
-_LARGEST_INT = 2**31 - 1
+_DEFAULTS = {_MMAP_MAX: 65_536, _TRIM_THRESHOLD: 128 * 2**10}
+_KEEPING = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1}
 
 
-def keep_freed_memory() -> bool:
-    """Have this process keep what it frees, up to 2 GiB at the end of its heap, for as long as it lives.
+@contextmanager
+def freed_memory_kept() -> Iterator[bool]:
+    """Have this process keep what it frees, up to 2 GiB at the end of its heap, inside this block.
 
-    Returns whether it could: only glibc offers it. Results are the same; the peak is too, up to what lies between
-    blocks.
+    Yields whether it can: only glibc offers it. Results are the same; the peak is too, up to what lies between blocks.
     """
     if platform.libc_ver()[0] != "glibc":
-        return False
+        yield False
+        return
     library = ctypes.CDLL(None)
-    return bool(library.mallopt(_MMAP_MAX, 0)) and bool(library.mallopt(_TRIM_THRESHOLD, _LARGEST_INT))
+    done = [library.mallopt(name, value) for name, value in _KEEPING.items()]
+    try:
+        yield all(done)
+    finally:
+        for name, value in _DEFAULTS.items():
+            library.mallopt(name, value)
+        library.malloc_trim(0)

@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -12,6 +12,13 @@ State = dict[str, Any]
 
 WORK_PER_WRITE = 20
 """A checkpoint that took a second to write is followed by at least this many seconds of work."""
+
+
+class Keeps(Protocol):
+    """What can be kept and become again what it was."""
+
+    def state(self) -> State: ...
+    def restore(self, state: State) -> None: ...
 
 
 class Checkpoints:
@@ -30,26 +37,26 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() >= self._due_at
 
-    def write(self, state: State) -> None:
-        """Replace the checkpoint. Whatever moment the process dies at, a whole one is there."""
+    def write(self, training: "Keeps") -> None:
+        """Replace the checkpoint by what is now. Whatever moment the process dies at, a whole one is there."""
         started = time.monotonic()
         temporary = self._path.with_suffix(".new")
         with temporary.open("wb") as stream:
-            torch.save(state, stream)
+            torch.save(training.state(), stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(self._path)
-        _sync_folder(self._path.parent)
+        sync_folder(self._path.parent)
         now = time.monotonic()
         self._due_at = now + max(self._seconds, WORK_PER_WRITE * (now - started))
 
-    def read(self) -> State:
-        """Return the checkpoint, its tensors on the CPU."""
-        state: State = torch.load(self._path, map_location="cpu", weights_only=True)
-        return state
+    def restore(self, training: "Keeps") -> None:
+        """Make the training what the checkpoint says."""
+        training.restore(torch.load(self._path, map_location="cpu", weights_only=True))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have what a folder, or a file, holds reach the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

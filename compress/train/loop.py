@@ -16,10 +16,12 @@ from compress.plugins import Context
 from compress.records import JsonValue
 from compress.train.batches import Batches, Rows
 from compress.train.checkpoint import Checkpoints
+from compress.train.distributed import Team, shard
 from compress.train.memory import fitted, giving_way, is_out_of_memory, recompute_activations, tried_on
 from compress.train.numerics import Numerics, applied, keep, resolve
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
+from compress.train.sharded import ShardedCheckpoints
 from compress.train.training import Training
 from compress.train.watch import Watch
 
@@ -49,11 +51,14 @@ def fit(
             _place(objective, numerics)
             return fitted(numerics, settings, schedule, tried_on(objective, student.train(), read, numerics))
 
-    numerics = resolve(context.partial, settings, schedule, on_gpu)
+    team = Team.current()
+    numerics = team.leader_first(lambda: resolve(context.partial, settings, schedule, on_gpu, team))
     with applied(numerics):
         torch.manual_seed(context.seed)
         _place(objective, numerics)
         recompute_activations(student, numerics.checkpoint_activations)
+        if team.is_launched:
+            shard(objective, numerics.device)
         batches = Batches(data, schedule.batch_sequences, context.seed, settings.attend_across_documents)
         training = Training(objective, student, batches, settings, schedule, numerics, watch)
         student.train()
@@ -96,26 +101,31 @@ class _Loop:
 
     def __init__(self, training: Training, settings: TrainingSettings, context: Context) -> None:
         self._training, self._settings, self._context = training, settings, context
-        self._checkpoints = Checkpoints(context.partial, settings.checkpoint_seconds)
+        self._team = Team.current()
+        self._checkpoints: Checkpoints | ShardedCheckpoints = (
+            ShardedCheckpoints(context.partial, settings.checkpoint_seconds, self._team)
+            if self._team.is_launched
+            else Checkpoints(context.partial, settings.checkpoint_seconds)
+        )
         self._rolled_back = False
 
     def run(self) -> None:
         """Take the steps that are left, keeping checkpoints. Returns when all are taken, or raises."""
         training, checkpoints, context = self._training, self._checkpoints, self._context
         if checkpoints.exist:
-            training.restore(checkpoints.read())
-            training.num_resumed += 1
-        checkpoints.write(training.state())
+            checkpoints.restore(training)
+            training.resume()
+        checkpoints.write(training)
         training.look()
         while not training.done:
             self._take_step()
             training.look()
             context.progress(training.num_tokens, training.total_tokens, "tokens", **training.all_figures())
-            if context.stopping:
-                checkpoints.write(training.state())
+            if self._team.agree(context.stopping):
+                checkpoints.write(training)
                 context.stop()
             if checkpoints.due:
-                checkpoints.write(training.state())
+                checkpoints.write(training)
         training.finish()
 
     def _take_step(self) -> None:
@@ -135,7 +145,7 @@ class _Loop:
             raise StepFailed(f"training diverged: {seen}, twice; try a lower `learning_rate`, or fp32")
         self._rolled_back = True
         self._context.warn(f"{seen}; went back to the last checkpoint once")
-        self._training.restore(self._checkpoints.read())
+        self._checkpoints.restore(self._training)
 
     def _gradient(self) -> tuple[float, float] | None:
         """Return what the step's gradient says, with less at once each time memory runs out."""
@@ -143,7 +153,7 @@ class _Loop:
             try:
                 return self._training.compute_gradient()
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or self._team.size > 1:  # the others wait for this process
                     raise
                 # What the error's frames hold is free once it is gone: give way behind this block.
                 failure = StepFailed(_too_small(self._training.numerics, error))

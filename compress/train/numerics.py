@@ -6,7 +6,7 @@ many threads share a sum or how many sequences share a matrix product.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,8 @@ import torch
 from compress.errors import InputError
 from compress.models.device import default_device
 from compress.records import JsonValue, Record
-from compress.train.allocator import keep_freed_memory
+from compress.train.allocator import freed_memory_kept
+from compress.train.distributed import Team
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 
@@ -54,17 +55,21 @@ class Numerics(Record):
 
 
 def resolve(
-    folder: Path, settings: TrainingSettings, schedule: Schedule, on_gpu: Callable[[Numerics], Numerics]
+    folder: Path,
+    settings: TrainingSettings,
+    schedule: Schedule,
+    on_gpu: Callable[[Numerics], Numerics],
+    team: Team,
 ) -> Numerics:
     """Return the answers given at the first start of the work in `folder`, or give and write them now.
 
-    `on_gpu` completes them where there is a GPU, by trying what fits.
+    `on_gpu` completes them where there is a GPU, by trying what fits; not in a team, whose processes hold parts.
     """
     path = folder / START
     if path.exists():
         return Numerics.model_validate_json(path.read_text(encoding="utf-8"))
     numerics = _decide(settings, schedule)
-    if numerics.device != "cpu":
+    if numerics.device != "cpu" and not team.is_launched:
         numerics = on_gpu(numerics)
     keep(folder, numerics)
     return numerics
@@ -84,13 +89,12 @@ def applied(numerics: Numerics) -> Iterator[None]:
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(numerics.num_threads)
-    if numerics.device == "cpu":
-        keep_freed_memory()
     if numerics.device != "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        with freed_memory_kept() if numerics.device == "cpu" else nullcontext():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

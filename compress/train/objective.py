@@ -4,6 +4,9 @@ An objective is one module of backbone, head and loss, called with a batch and r
 can be split anywhere, and a wrapper around the module sees the whole computation.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -12,14 +15,27 @@ from compress.train.distribution import Distribution, cross_entropy
 from compress.train.fused import Judge, fused_loss
 from compress.train.head import hidden_states, output_head, output_matrix
 
+Value = TypeVar("Value")
 
-class NextToken(nn.Module):
-    """``−log p(ids[t] | ids[<t])``, summed."""
+
+class Objective(nn.Module):
+    """What all objectives have: a student."""
 
     def __init__(self, student: PreTrainedModel) -> None:
         super().__init__()
-        self._head = output_head(student)
         self.student = student
+
+    def whole(self, work: Callable[[PreTrainedModel], Value]) -> Value:
+        """Return what `work` makes of the student, which a team of processes gathers for it as for `forward`."""
+        return work(self.student)
+
+
+class NextToken(Objective):
+    """``−log p(ids[t] | ids[<t])``, summed."""
+
+    def __init__(self, student: PreTrainedModel) -> None:
+        super().__init__(student)
+        self._head = output_head(student)
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""

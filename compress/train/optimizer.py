@@ -1,9 +1,11 @@
 """AdamW as language models are trained with: decay on matrices only, one length for the whole gradient."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from compress.train.settings import TrainingSettings
 
@@ -18,12 +20,15 @@ def adamw(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
 
-def average_and_clip(parameters: Iterable[nn.Parameter], num_tokens: int, max_norm: float) -> float:
+def average_and_clip(parameters: Iterable[nn.Parameter], num_tokens: float, max_norm: float) -> float:
     """Turn gradients of a sum over tokens into those of the mean, no longer than `max_norm`, in place.
 
     Returns the mean gradient's length before clipping.
     """
     grads: list[Tensor] = [p.grad for p in parameters if p.grad is not None]
-    norm = float(nn.utils.get_total_norm(grads)) / num_tokens
+    total: Any = nn.utils.get_total_norm(grads)
+    if isinstance(total, DTensor):  # each process has seen its part
+        total = total.full_tensor()
+    norm = float(total) / num_tokens
     torch._foreach_mul_(grads, min(1.0, max_norm / (norm + 1e-6)) / num_tokens)
     return norm

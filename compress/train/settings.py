@@ -1,12 +1,12 @@
 """What every kind of training can be told; `train` and `distill` add only what is their own."""
 
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
 from compress.errors import InputError
 from compress.models.layout import is_encoder
-from compress.plugins import DataRef, StepConfig
+from compress.plugins import DataRef, Manner, StepConfig
 from compress.quantities import Count
 from compress.records import ModelSpec
 
@@ -20,6 +20,25 @@ class Lora(StepConfig):
     """The adapters' product is multiplied by alpha / rank. Keep it at twice the rank, and the learning rate with it."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which layers get one: all linear ones but the output head, or names such as ``q_proj``."""
+
+
+class Launch(StepConfig):
+    """How many processes train together, each with a part of the models (FSDP2, started by torchrun)."""
+
+    processes: int = Field(default=1, ge=1)
+    """Processes on each machine: one a GPU, where there are GPUs."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines. They share the store's folder; the run says what to start on the others."""
+    rendezvous: str | None = None
+    """Where the machines meet: ``host:port`` of the one that the run is started on. Needed for several."""
+
+    @model_validator(mode="after")
+    def _several_machines_meet(self) -> Self:
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ValueError(
+                "several 'nodes' need a 'rendezvous': host:port of the machine the run starts on"
+            )
+        return self
 
 
 class TrainingSettings(StepConfig):
@@ -73,6 +92,10 @@ class TrainingSettings(StepConfig):
     say, so by default attention stays within each text."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """What matrices are multiplied in; weights and optimizer stay fp32. ``auto`` is bf16 where it is fast."""
+    launch: Annotated[Launch | None, Manner()] = None
+    """Train on several processes: ``{processes: 8}``. The batch is the same, shared between them, so the result differs
+    by rounding only and has the same name in the store; a run may be taken up by another number of processes. Without
+    GPUs they share the processor's cores. On GPUs set `micro_batch`: what fits is not tried out for a team."""
     checkpoint_seconds: float = Field(default=30.0, ge=0)
     """Seconds between checkpoints; longer where writing one takes long (at most a twentieth of the time)."""
 
@@ -90,15 +113,11 @@ class TrainingSettings(StepConfig):
 def trained(spec: ModelSpec) -> ModelSpec:
     """Return the model training makes of one: the same, as it changes values only.
 
-    Raises `InputError` for a model whose logits are not those of its next token, or not one linear layer's.
+    Raises `InputError` for a model whose logits are not those of its next token.
     """
     if is_encoder(spec.config):
         raise InputError(
             f"training learns the next token, and {spec.model_type} is an encoder: it can be pruned and quantized only"
-        )
-    if spec.config.get("final_logit_softcapping"):
-        raise InputError(
-            f"this {spec.model_type} model bends its logits (final_logit_softcapping), which training here does not"
         )
     return spec
 
@@ -108,5 +127,5 @@ Settings = TypeVar("Settings", bound=TrainingSettings)
 
 def rehearsed(settings: Settings) -> Settings:
     """Return the settings with eight steps of four short sequences: enough to see every part work."""
-    few = {"tokens": 2_048, "batch_tokens": 256, "micro_batch": None}
+    few = {"tokens": 2_048, "batch_tokens": 256, "micro_batch": None, "launch": None}
     return settings.model_copy(update={**few, "held_out_rows": 4, "task_samples": 4, "evaluate_every": 0.5})

@@ -14,6 +14,7 @@ from compress.models.pruning_map import copy_map
 from compress.models.spec import read_spec, stored_dtype
 from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome
+from compress.train.distributed import Team, whole_weights
 from compress.train.loop import fit
 from compress.train.settings import Lora, TrainingSettings
 from compress.train.tasks import WatchedTasks
@@ -32,6 +33,14 @@ def train_student(
     data = PackedTokens.open(context.inputs["data"].path)
     watch = _watch(parent, settings, context)
     facts = fit(objective(student), student, data, settings, context, watch)
+    if Team.current().is_launched:
+        weights = whole_weights(student)
+        if not Team.current().leads:
+            return Outcome()
+        # What was sharded stays so; the whole is a new model's.
+        student = load_model(parent.path, dtype=torch.float32)
+        merge = _add_adapters(student, settings.lora, context) if settings.lora else None
+        student.load_state_dict(weights)
     if merge:
         merge()
     _store_like(read_spec(parent.path), student.to("cpu"))
@@ -66,13 +75,17 @@ def _watch(parent: Artifact, settings: TrainingSettings, context: Context) -> Wa
     tasks = None
     if settings.tasks:
         tokenizer, folder = load_tokenizer(parent.path), context.partial / "tasks"
-        tasks = WatchedTasks(settings.tasks, settings.task_samples, tokenizer, folder, lambda: _heed(context))
+        tasks = Team.current().leader_first(
+            lambda: WatchedTasks(
+                settings.tasks, settings.task_samples, tokenizer, folder, lambda: _heed(context)
+            )
+        )
     return Watch(PackedTokens.open(held_out.path), settings, context, tasks)
 
 
 def _heed(context: Context) -> None:
-    """Stop where that is asked for: the last checkpoint is at most half a minute old."""
-    if context.stopping:
+    """Stop where that is asked for: the last checkpoint is at most half a minute old. A team stops between steps."""
+    if not Team.current().is_launched and context.stopping:
         context.stop()
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from compress.records import CurvePoint, JsonValue
 from compress.train.batches import Batches
 from compress.train.checkpoint import State
+from compress.train.distributed import Team, reshard
 from compress.train.memory import recompute_activations
 from compress.train.numerics import Numerics
 from compress.train.optimizer import adamw, average_and_clip
@@ -19,7 +20,7 @@ from compress.train.watch import Watch
 
 CURVE_POINTS = 200
 
-_COUNTERS = ("step", "seconds", "num_resumed", "curve", "recent")
+_COUNTERS = ("step", "seconds", "num_resumed", "team_sizes", "curve", "recent")
 
 
 class Training:
@@ -35,15 +36,18 @@ class Training:
         numerics: Numerics,
         watch: Watch | None = None,
     ) -> None:
-        self._objective, self._student, self._batches = objective, student, batches
+        self._objective, self.student, self._batches = objective, student, batches
+        self._team = Team.current()
         self._schedule, self.numerics, self._watch = schedule, numerics, watch
         self._max_grad_norm = settings.max_grad_norm
-        self._optimizer = adamw(student, settings)
+        self.optimizer = adamw(student, settings)
         self._stride = -(-schedule.num_steps // CURVE_POINTS)
         self._step_started = 0.0
         self.step = 0
         self.seconds = 0.0
         self.num_resumed = 0
+        self.team_sizes = [self._team.size]
+        """How many processes worked on it, a number for each change."""
         self.curve: list[dict[str, Any]] = []
         self.recent = [0.0, 0.0, 0.0, 0.0]
         """Since the last point of the curve: steps, steps with something to learn, their summed losses, seconds."""
@@ -68,37 +72,40 @@ class Training:
         that are to be learned (rows of a long question): there is no mean.
         """
         self._step_started = time.monotonic()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         device = self.numerics.device
-        total, num_tokens = torch.zeros((), device=device), 0
-        for batch in self._batches.at(self.step).split(self.numerics.micro_batch):
+        own, own_tokens = torch.zeros((), device=device), 0
+        for batch in self._team.share(self._batches.at(self.step), self.numerics.micro_batch):
             with self.numerics.autocast():
                 loss, count = self._objective(batch.to(device))
             loss.backward()
-            total += loss.detach()
-            num_tokens += count
+            own += loss.detach()
+            own_tokens += count
+        total, num_tokens = self._team.sums(float(own), own_tokens)
         if num_tokens == 0:
             return None
-        grad_norm = average_and_clip(self._student.parameters(), num_tokens, self._max_grad_norm)
-        return float(total) / num_tokens, grad_norm
+        # A team's gradients are means over its processes already.
+        share = num_tokens / self._team.size
+        grad_norm = average_and_clip(self.student.parameters(), share, self._max_grad_norm)
+        return total / num_tokens, grad_norm
 
     def update(self, loss: float) -> None:
         """Take the optimizer's step and note how it went."""
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self._schedule.learning_rate(self.step)
-        self._optimizer.step()
+        self.optimizer.step()
         self._advance(1.0, loss)
 
     @property
     def can_recompute(self) -> bool:
         """Whether the student can compute its activations a second time."""
-        return bool(self._student.supports_gradient_checkpointing)
+        return bool(self.student.supports_gradient_checkpointing)
 
     def make_room(self, less: Numerics) -> None:
         """Go on with what needs less memory, and give back what the failed attempt left."""
         self.numerics = less
-        recompute_activations(self._student, less.checkpoint_activations)
-        self._optimizer.zero_grad(set_to_none=True)
+        recompute_activations(self.student, less.checkpoint_activations)
+        self.optimizer.zero_grad(set_to_none=True)
         if less.device != "cpu":
             torch.cuda.empty_cache()
 
@@ -107,7 +114,8 @@ class Training:
         watch = self._watch
         if watch is None or not watch.is_due(self.step, self._schedule.num_steps):
             return
-        look = watch.look(self.step, self._objective, self._student, self.weights(), self.numerics)
+        look = watch.look(self.step, self._objective, self.student, self.weights(), self.numerics)
+        reshard(self._objective)
         if self.curve and self.curve[-1]["tokens"] == self.num_tokens:
             self.curve[-1] |= {"held_out": look.held_out, "tasks": look.tasks}
 
@@ -119,9 +127,9 @@ class Training:
     def weights(self) -> dict[str, Tensor]:
         """Return what training changes of the student: its parameters that learn, and its buffers."""
         frozen = {
-            name for name, p in self._student.named_parameters(remove_duplicate=False) if not p.requires_grad
+            name for name, p in self.student.named_parameters(remove_duplicate=False) if not p.requires_grad
         }
-        return {name: value for name, value in self._student.state_dict().items() if name not in frozen}
+        return {name: value for name, value in self.student.state_dict().items() if name not in frozen}
 
     def skip(self) -> None:
         """Pass over a step that has nothing to learn: weights and the optimizer's memory stay as they are."""
@@ -162,12 +170,13 @@ class Training:
         facts: dict[str, JsonValue] = {
             "loss": self.curve[-1]["loss"],
             "tokens": self.num_tokens,
-            "trained_parameters": sum(p.numel() for p in self._student.parameters() if p.requires_grad),
+            "trained_parameters": sum(p.numel() for p in self.student.parameters() if p.requires_grad),
             "optimizer_steps": self.step,
             "batch_tokens": self._schedule.batch_tokens,
             "tokens_per_second": self.num_tokens / self.seconds,
             **self.numerics.facts(),
             "resumed": self.num_resumed,
+            **self._team_facts(),
             "curve": self.curve,
         }
         if self._watch is not None:
@@ -176,29 +185,52 @@ class Training:
             facts["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
         return facts
 
+    def resume(self) -> None:
+        """Note that the work was taken up again, and by how many."""
+        self.num_resumed += 1
+        if self.team_sizes[-1] != self._team.size:
+            self.team_sizes = [*self.team_sizes, self._team.size]
+
+    def _team_facts(self) -> dict[str, JsonValue]:
+        if not self._team.is_launched:
+            return {}
+        facts: dict[str, JsonValue] = {"processes": self._team.size}
+        if len(self.team_sizes) > 1:
+            sizes = ", then ".join(map(str, self.team_sizes))
+            facts |= {"bit_exact": False, "bit_exact_ended_by": f"it was worked on by {sizes} processes"}
+        return facts
+
     def state(self) -> State:
         """Return all that the next step depends on."""
         return {
             "student": self.weights(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self.numerics.device != "cpu" else [],
-            "watch": self._watch.state() if self._watch else {},
-            **{name: getattr(self, name) for name in _COUNTERS},
+            **self.rest(),
         }
 
     def restore(self, state: State) -> None:
         """Become what `state` returned."""
-        self._load(state["student"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.take_up(state["student"], state)
+
+    def rest(self) -> State:
+        """Return the part of the state that is neither the student's, the optimizer's nor chance's."""
+        watch = self._watch.state() if self._watch else {}
+        return {"watch": watch, **{name: getattr(self, name) for name in _COUNTERS}}
+
+    def take_up(self, weights: dict[str, Tensor], rest: State) -> None:
+        """Become what `weights` and `rest` returned."""
+        self._load(weights)
         if self._watch is not None:
-            self._watch.restore(state["watch"])
+            self._watch.restore(rest["watch"])
         for name in _COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, rest[name])
 
     def _load(self, weights: dict[str, Tensor]) -> None:
-        unknown = self._student.load_state_dict(weights, strict=False).unexpected_keys
+        unknown = self.student.load_state_dict(weights, strict=False).unexpected_keys
         assert not unknown and weights.keys() == self.weights().keys(), "a checkpoint of another student"

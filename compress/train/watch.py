@@ -19,6 +19,7 @@ from compress.train.batches import Rows
 from compress.train.checkpoint import State
 from compress.train.held_out import held_out_batches, held_out_means
 from compress.train.numerics import Numerics
+from compress.train.objective import Objective
 from compress.train.settings import TrainingSettings
 from compress.train.tasks import Answers, WatchedTasks
 
@@ -92,11 +93,18 @@ class Watch:
             student.eval()
             held_out = held_out_means(objective, batches, numerics)
             with numerics.autocast():
-                answers = self._tasks.answers(student) if self._tasks else {}
+                answers = self._answers(objective, student)
             student.train(was_training)
         if not held_out:
             raise StepFailed("no token of the held-out rows is to be predicted: they hold no answers")
         return self.note(step, held_out, answers, weights)
+
+    def _answers(self, objective: nn.Module, student: PreTrainedModel) -> Answers:
+        if self._tasks is None:
+            return {}
+        if isinstance(objective, Objective):
+            return objective.whole(self._tasks.answers)
+        return self._tasks.answers(student)
 
     def note(
         self, step: int, held_out: dict[str, float], answers: Answers, weights: dict[str, Tensor]

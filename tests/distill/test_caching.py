@@ -329,7 +329,7 @@ def test_sizes_are_tried_on_rows_that_training_reads(teacher, tmp_path, monkeypa
 
     resolve = loop.resolve
     monkeypatch.setattr(loop, "tried_on", tried_on)
-    monkeypatch.setattr(loop, "resolve", lambda *arguments: arguments[-1](resolve(*arguments)))
+    monkeypatch.setattr(loop, "resolve", lambda *arguments: arguments[-2](resolve(*arguments)))
     student = parent(tmp_path / "student")
     distilled(student, teacher, tmp_path / "result", cache_teacher=True, tokens=8 * 16, batch_tokens=4 * 16)
     data = PackedTokens.open(tmp_path / "tokens")

@@ -21,7 +21,7 @@ def _family(name: str):
 ENCODERS = [name for name in FAMILIES if option(_family(name), "ENCODER")]
 DECODERS = [name for name in FAMILIES if name not in ENCODERS]
 
-TRAINABLE = [name for name in DECODERS if name != "gemma2"]
+TRAINABLE = DECODERS
 """Families whose logits are one linear layer of the last hidden state; Gemma 2 bends them (softcapping)."""
 
 LLAMA_LIKES = ["llama", "mistral", "qwen2", "qwen3"]

@@ -87,9 +87,22 @@ def test_the_micro_batch_and_threads_of_the_first_start_are_kept(undisturbed, tm
     assert payload(tmp_path / "result") == expected
 
 
+class Numbered:
+    """A training of which only its step is kept."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def state(self):
+        return {"step": self.step}
+
+    def restore(self, state):
+        self.step = state["step"]
+
+
 def test_a_checkpoint_cut_short_leaves_the_one_before(tmp_path, monkeypatch):
     checkpoints = checkpoint.Checkpoints(tmp_path, seconds=0)
-    checkpoints.write({"step": 1})
+    checkpoints.write(Numbered(1))
 
     def cut_short(state, stream):
         stream.write(b"half")
@@ -97,8 +110,10 @@ def test_a_checkpoint_cut_short_leaves_the_one_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.torch, "save", cut_short)
     with pytest.raises(Killed):
-        checkpoints.write({"step": 2})
-    assert checkpoints.read() == {"step": 1}
+        checkpoints.write(Numbered(2))
+    found = Numbered(3)
+    checkpoints.restore(found)
+    assert found.step == 1
 
 
 def test_checkpoints_are_due_by_the_clock_and_never_take_more_than_a_twentieth(tmp_path, monkeypatch):
@@ -107,7 +122,7 @@ def test_checkpoints_are_due_by_the_clock_and_never_take_more_than_a_twentieth(t
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
     checkpoints = checkpoint.Checkpoints(tmp_path, seconds=30)
     assert checkpoints.due
-    checkpoints.write({})
+    checkpoints.write(Numbered(0))
     now = 29.0
     assert not checkpoints.due
     now = 30.0
@@ -118,7 +133,7 @@ def test_checkpoints_are_due_by_the_clock_and_never_take_more_than_a_twentieth(t
         now += 10
 
     monkeypatch.setattr(checkpoint.torch, "save", slow)
-    checkpoints.write({})
+    checkpoints.write(Numbered(0))
     now = 40 + 199.0
     assert not checkpoints.due
     now = 40 + 200.0

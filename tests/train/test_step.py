@@ -55,10 +55,6 @@ def test_a_planner_can_import_the_step_without_torch(module):
 
 
 @pytest.mark.parametrize("module", [step, distill])
-@pytest.mark.parametrize(
-    ("family", "message"),
-    [("bert", "learns the next token, and bert is an encoder"), ("gemma2", "bends its logits")],
-)
-def test_what_cannot_be_trained_is_refused_when_planned(module, family, message, tmp_path):
-    with pytest.raises(InputError, match=message):
-        module.predict(read_spec(write_tiny(tmp_path, family)), module.Config(tokens=64))
+def test_what_cannot_be_trained_is_refused_when_planned(module, tmp_path):
+    with pytest.raises(InputError, match="learns the next token, and bert is an encoder"):
+        module.predict(read_spec(write_tiny(tmp_path, "bert")), module.Config(tokens=64))

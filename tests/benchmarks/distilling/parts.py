@@ -19,7 +19,7 @@ from compress.distill.divergences import named
 from compress.distill.objective import Distillation, Recipe
 from compress.distill.signals import About, SignalsWriter, TeacherSignals
 from compress.distill.targets import sparse_targets
-from compress.train.allocator import keep_freed_memory
+from compress.train.allocator import freed_memory_kept
 from compress.train.batches import Batches
 from compress.train.head import hidden_states, output_matrix
 from compress.train.numerics import Numerics
@@ -148,7 +148,7 @@ def from_cache(student: PreTrainedModel, teacher: PreTrainedModel, data: RandomR
 
 def our_loop(objective: nn.Module, student: PreTrainedModel, data: RandomRows) -> Step:
     """Return one optimizer step of our loop."""
-    keep_freed_memory()
+    freed_memory_kept().__enter__()  # for as long as the process lives
     schedule, asked = Schedule.of(settings(), T), settings()
     numerics = Numerics(
         device="cpu", precision="bf16", num_threads=torch.get_num_threads(), micro_batch=B, attention="eager"
