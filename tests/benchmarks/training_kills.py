@@ -120,11 +120,20 @@ def await_training(home: Path, process: "subprocess.Popen[bytes]") -> bool:
     """Wait until a worker trains: its checkpoint is younger than the process. False when the run ended before."""
     began = time.time()
     while process.poll() is None:
-        times = [path.stat().st_mtime for path in home.rglob("checkpoint*") if path.exists()]
-        if any(each > began for each in times):
+        # Of one process it is a file that is replaced, of several a folder with a new name each time.
+        files = [*home.glob("partial/*/checkpoint.pt"), *home.glob("partial/*/sharded-*")]
+        if any(modified(path) > began for path in files):
             return True
         time.sleep(0.05)
     return False
+
+
+def modified(path: Path) -> float:
+    """Return when a file was written last, long ago for one that is gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def kill(process: "subprocess.Popen[bytes]", chance: random.Random) -> str:
