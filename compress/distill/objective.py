@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from compress.data.batch import Batch
 from compress.distill.divergences import Divergence
 from compress.distill.hidden import NOTHING, HiddenDistance, Matching
+from compress.distill.rows import KernelJudge, has_kernel
 from compress.errors import InputError
 from compress.train.distribution import Distribution, cross_entropy
-from compress.train.fused import Judge, fused_loss
+from compress.train.fused import GroupJudge, Judge, fused_loss
 from compress.train.head import hidden_states, output_head, output_matrix
 from compress.train.objective import Objective
 from compress.train.projection import Projection, product_dtype
@@ -105,7 +106,7 @@ class Distillation(Objective):
             return recipe.loss(student, teacher, targets_N[tokens])
 
         with self.distance.of_student(self.student) as ours:
-            total = self._judged(batch, teacher, judge)
+            total = self._judged(batch, teacher, judge, learns=True)
         if recipe.hidden_weight > 0:
             total = total + recipe.hidden_weight * self.distance(batch, ours, theirs)
         return total, len(targets_N)
@@ -147,13 +148,22 @@ class Distillation(Objective):
         batch: Batch,
         teacher: Projection | None,
         judge: Callable[[Distribution, Distribution | None, slice], tuple[Tensor, Tensor]],
+        learns: bool = False,
     ) -> Tensor:
-        """Return the summed losses of the student's tokens beside the teacher's."""
+        """Return the summed losses of the student's tokens beside the teacher's.
 
-        def criterion(group: slice) -> Judge:
+        `learns`: the judge is the recipe, and where a kernel computes it, that does.
+        """
+        targets_N, recipe = batch.targets, self.recipe
+
+        def criterion(group: slice) -> Judge | GroupJudge:
             if teacher is None:
                 return lambda student, tokens: judge(student, None, tokens)
             product_gV = teacher.product(group)
+            if learns and recipe.label_weight < 1 and has_kernel(recipe.divergence, product_gV):
+                return KernelJudge(
+                    teacher, product_gV, targets_N[group], recipe.temperature, recipe.label_weight
+                )
 
             def both(student: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
                 theirs_nV = product_gV[tokens.start - group.start : tokens.stop - group.start]

@@ -156,7 +156,7 @@ def _concluded(code: int, folder: JobFolder, context: "WorkerContext") -> Outcom
     leader = next((each for each in results if each["rank"] == 0 and each["ended"] == "done"), None)
     if code != 0 or leader is None:
         raise StepFailed(
-            f"one of its processes died, and with it the others ({len(results)} had ended before); what is "
+            "one of its processes died, and with it the others; what is "
             "checkpointed is kept, run again to go on. The log says what torchrun saw"
         )
     context.peak_below = sum(each["peak_memory_bytes"] for each in results)

@@ -90,7 +90,7 @@ def main(job_path: Path) -> int:
         context = RankContext(task, folder, result_folder, Path(job["partial"]), leads=rank == 0)
         result = _done(task, context)
     _leave(folder.result(rank), {"rank": rank, "peak_memory_bytes": peak_memory_bytes(), **result})
-    if result["ended"] == "error":
+    if result["ended"] in ("error", "alone"):
         return 1
     dist.barrier()
     dist.destroy_process_group()
@@ -107,10 +107,19 @@ def _done(task: Task, context: RankContext) -> dict[str, Any]:
         return {"ended": "error", "kind": type(error).__name__, "message": str(error)}
     except Exception as error:
         traceback.print_exc()
+        if _lost_another(error):
+            return {"ended": "alone"}
         first = (str(error).strip().splitlines() or ["no message"])[0]
         message = f"{type(error).__name__}: {first}"
         return {"ended": "error", "kind": StepFailed.__name__, "message": message}
     return {"ended": "done", "outcome": outcome.model_dump(mode="json")}
+
+
+def _lost_another(error: Exception) -> bool:
+    """Whether this is how the death of another process looks from here."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "by peer" in str(error)
 
 
 def _leave(path: Path, result: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ follow the gradients of hidden states and head, in the forward pass: one project
 Shapes: N tokens, g of a group, n of a tile, D hidden size, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,12 +20,33 @@ from compress.train.projection import Projection
 Judge = Callable[[Distribution, slice], tuple[Tensor, Tensor]]
 """The student's distributions of a tile, and which tokens they are of → losses ``[n]``, gradients in the logits
 ``[n, V]``."""
-Criterion = Callable[[slice], Judge]
+
+
+class GroupJudge(ABC):
+    """What judges all rows of a group at once: a kernel needs no tiles."""
+
+    @abstractmethod
+    def judge_group(self, student: Projection, product_gV: Tensor) -> tuple[Tensor, Tensor]:
+        """Return losses ``[g]`` and gradients in the product ``[g, V]``, the latter in the dtype of products' inputs.
+
+        It may overwrite the product.
+        """
+
+
+Criterion = Callable[[slice], Judge | GroupJudge]
 """Told which tokens come next as a group: the time to project a teacher's."""
 
-GROUP_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
-TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
-"""Of a group's product, and of a tile's fp32 logits; a tile of a processor's must be small beside its caches."""
+GROUP_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
+TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 128 * 2**20}
+"""Of a group's product, and of a tile's fp32 logits; a tile of a processor's must be small beside its caches.
+
+On a GPU a group, its teacher's, its gradient and the tensors of a tile are 2 GB at most, beside the output matrix's
+gradient: 1 GB in bf16 for 128,256 ids of 4,096 numbers.
+"""
+CUDA_ROWS = 128
+"""A GPU's matrix products are computed in blocks of as many rows: groups fill theirs."""
+WEIGHT_ROWS = 16_384
+"""Of the output matrix's gradient, computed at once where it is summed in another dtype."""
 
 
 def fused_loss(
@@ -54,21 +76,12 @@ class _FusedLoss(torch.autograd.Function):
         student = Projection.of(hidden_ND, weight_VD, bias_V, softcap)
         needs = ctx.needs_input_grad[:3]
         grads = _Gradients(student, (hidden_ND, weight_VD, bias_V), needs) if any(needs) else None
-        total = torch.zeros((), device=hidden_ND.device, dtype=weight_VD.dtype)
-        num_tokens, vocabulary = len(hidden_ND), len(weight_VD)
-        group_tokens, tile_tokens = _sizes(student, vocabulary)
-        for group in slices(0, num_tokens, group_tokens):
-            product_gV = student.product(group)
-            judge = criterion(group)
-            for tile in slices(group.start, group.stop, tile_tokens):
-                product_nV = product_gV[tile.start - group.start : tile.stop - group.start]
-                found = student.distribution(product_nV, tile)
-                losses_n, slope_nV = judge(found, tile)
-                total += losses_n.sum()
-                if grads is not None:
-                    product_nV.copy_(student.before_cap(slope_nV, found))
-            if grads is not None:
-                grads.add(group, product_gV)
+        total = torch.zeros(
+            (), device=hidden_ND.device, dtype=torch.promote_types(weight_VD.dtype, torch.float32)
+        )
+        group_tokens, tile_tokens = _sizes(student, len(weight_VD))
+        for group in slices(0, len(hidden_ND), group_tokens):
+            _add_group(total, grads, student, criterion, group, tile_tokens)
         ctx.grads = grads and grads.all()
         return total
 
@@ -77,11 +90,51 @@ class _FusedLoss(torch.autograd.Function):
         (slope,) = slopes
         grads, ctx.grads = ctx.grads, None
         assert grads is not None, "the gradients of a fused loss are given once"
-        # In the usual step the slope is 1, and the head's gradient is large.
-        scaled = (
-            grads if float(slope) == 1 else [None if grad is None else grad.mul_(slope) for grad in grads]
-        )
+        # In the usual step the slope is 1, and the head's gradient is large. To look at it on a GPU is to wait for all
+        # that was queued, which costs more than the multiplication.
+        is_one = slope.device.type == "cpu" and float(slope) == 1
+        scaled = grads if is_one else [None if grad is None else grad.mul_(slope) for grad in grads]
         return *scaled, None, None
+
+
+def _add_group(
+    total: Tensor,
+    grads: "_Gradients | None",
+    student: Projection,
+    criterion: Criterion,
+    group: slice,
+    tile_tokens: int,
+) -> None:
+    """Add a group's losses to the total and its gradients to the others; its products end with it."""
+    product_gV = student.product(group)
+    judge = criterion(group)
+    if isinstance(judge, GroupJudge):
+        losses_g, product_gV = judge.judge_group(student, product_gV)
+        total += losses_g.sum()
+    else:
+        _judge_tiles(judge, student, product_gV, group, tile_tokens, total, grads is not None)
+    del judge  # and the teacher's product with it
+    if grads is not None:
+        grads.add(group, product_gV)
+
+
+def _judge_tiles(
+    judge: Judge,
+    student: Projection,
+    product_gV: Tensor,
+    group: slice,
+    tile_tokens: int,
+    total: Tensor,
+    learns: bool,
+) -> None:
+    """Add a group's losses to the total, and put gradients in the product's place if anything learns from them."""
+    for tile in slices(group.start, group.stop, tile_tokens):
+        product_nV = product_gV[tile.start - group.start : tile.stop - group.start]
+        found = student.distribution(product_nV, tile)
+        losses_n, slope_nV = judge(found, tile)
+        total += losses_n.sum()
+        if learns:
+            product_nV.copy_(student.before_cap(slope_nV, found))
 
 
 class _Gradients:
@@ -97,10 +150,9 @@ class _Gradients:
         hidden_ND, weight_VD, bias_V = inputs
         self._student, self._learns_weight = student, needs[1]
         self._hidden_ND = torch.empty_like(hidden_ND) if needs[0] else None
-        self._weight_dtype, self._weight_VD = (
-            weight_VD.dtype,
-            None if len(hidden_ND) else torch.zeros_like(weight_VD),
-        )
+        self._weight_dtype = weight_VD.dtype
+        starts_at_zero = _sums_in_place(weight_VD.device) or not len(hidden_ND)
+        self._weight_VD = torch.zeros_like(weight_VD) if needs[1] and starts_at_zero else None
         self._bias_V = torch.zeros_like(bias_V) if needs[2] and bias_V is not None else None
 
     def add(self, group: slice, slopes_gV: Tensor) -> None:
@@ -113,17 +165,34 @@ class _Gradients:
             if self._hidden_ND is not None:
                 self._hidden_ND[group] = (slopes_gV @ student.weight).to(self._hidden_ND.dtype)
             if self._learns_weight:
-                self._add_weight(slopes_gV.T @ student.hidden[group])
+                self._add_weight(slopes_gV, student.hidden[group])
 
     def all(self) -> tuple[Tensor | None, ...]:
         """Return those of hidden states, weight and bias."""
         return self._hidden_ND, self._weight_VD, self._bias_V
 
-    def _add_weight(self, grad_VD: Tensor) -> None:
-        if self._weight_VD is None:
-            self._weight_VD = grad_VD.to(self._weight_dtype)
+    def _add_weight(self, slopes_gV: Tensor, hidden_gD: Tensor) -> None:
+        if _sums_in_place(slopes_gV.device):
+            assert self._weight_VD is not None
+            _add_product(self._weight_VD, slopes_gV, hidden_gD)
+        elif self._weight_VD is None:
+            self._weight_VD = (slopes_gV.T @ hidden_gD).to(self._weight_dtype)
         else:
-            self._weight_VD += grad_VD
+            self._weight_VD += slopes_gV.T @ hidden_gD
+
+
+def _sums_in_place(device: torch.device) -> bool:
+    """Whether a second tensor of the output matrix's size is spared: a GPU's memory is small, and it loses no time."""
+    return device.type != "cpu"
+
+
+def _add_product(total_VD: Tensor, slopes_gV: Tensor, hidden_gD: Tensor) -> None:
+    """Add slopesᵀ · hidden to the total, holding nothing else of its size."""
+    if total_VD.dtype == slopes_gV.dtype:
+        total_VD.addmm_(slopes_gV.T, hidden_gD)
+        return
+    for rows in slices(0, len(total_VD), WEIGHT_ROWS):
+        total_VD[rows] += slopes_gV[:, rows].T @ hidden_gD
 
 
 def slices(start: int, stop: int, step: int) -> Iterator[slice]:
@@ -136,4 +205,7 @@ def _sizes(student: Projection, vocabulary: int) -> tuple[int, int]:
     """Return how many tokens a group has, and a tile."""
     device = "cpu" if student.hidden.device.type == "cpu" else "cuda"
     row = vocabulary * (student.hidden.dtype.itemsize if student.is_rounded else 4)
-    return max(16, GROUP_BYTES[device] // row), max(1, TILE_BYTES[device] // (4 * vocabulary))
+    group_tokens, tile_tokens = GROUP_BYTES[device] // row, max(1, TILE_BYTES[device] // (4 * vocabulary))
+    if device == "cpu":
+        return max(16, group_tokens), tile_tokens
+    return max(CUDA_ROWS, group_tokens // CUDA_ROWS * CUDA_ROWS), tile_tokens

@@ -47,6 +47,11 @@ def _centered(weight_VD: Tensor) -> Tensor:
     return centered_VD
 
 
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the product of half-precision matrices in fp32; not on a processor."""
+    return torch.mm(left, right, out_dtype=torch.float32)
+
+
 def _above(values_NV: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """Return the places, tokens ``[M]`` and ids ``[M]``, of values above a bound."""
     num_tokens, vocabulary = values_NV.shape
@@ -93,7 +98,7 @@ class Projection:
         with torch.autocast(self.hidden.device.type, enabled=False):
             if self.is_rounded or self.hidden.dtype.itemsize > 2:
                 return self.hidden[tokens] @ self.weight.T
-            return torch.mm(self.hidden[tokens], self.weight.T, out_dtype=torch.float32)
+            return _wide_product(self.hidden[tokens], self.weight.T)
 
     def distribution(self, product_nV: Tensor, tokens: slice) -> Distribution:
         """Return the distributions of some tokens from their part of the product, which is left as it is."""

@@ -172,6 +172,12 @@ def test_a_process_that_died_without_a_word_fails_the_step(folder):
         launcher._concluded(1, folder, Worker())
 
 
+def test_a_process_that_found_itself_alone_is_not_what_failed(folder):
+    leave(folder, 0, "alone")
+    with pytest.raises(StepFailed, match="one of its processes died"):
+        launcher._concluded(1, folder, Worker())
+
+
 def test_memory_is_that_of_all_processes(folder):
     worker = Worker()
     for rank in range(3):

@@ -3,6 +3,8 @@
 Shapes: N tokens, D hidden size, V vocabulary.
 """
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -10,9 +12,9 @@ from torch.nn import functional
 
 from compress import plugins
 from compress.distill.divergences import named
-from compress.train import fused
+from compress.train import fused, projection
 from compress.train.distribution import Distribution, cross_entropy
-from compress.train.fused import fused_loss
+from compress.train.fused import GroupJudge, fused_loss
 from compress.train.projection import Projection
 from tests.distill.test_losses import setting
 
@@ -134,3 +136,82 @@ def test_under_autocast_loss_and_gradients_are_close_to_the_exact_ones_and_produ
     for our, their in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(whole, inputs), strict=True):
         assert our.dtype == torch.float32
         assert float((our - their).norm() / their.norm()) < 0.01
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """What a GPU does: products of bf16 come out in fp32, and the output matrix's gradient is summed in place."""
+    monkeypatch.setattr(Projection, "is_rounded", False)
+    monkeypatch.setattr(projection, "_wide_product", lambda left, right: left.float() @ right.float())
+    monkeypatch.setattr(fused, "_sums_in_place", lambda device: True)
+    monkeypatch.setattr(fused, "WEIGHT_ROWS", 300)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_as_on_a_gpu_loss_and_gradients_are_close_to_the_exact_ones(
+    small_pieces, as_on_a_gpu, softcap, weight_dtype
+):
+    hidden_ND, weight_VD = (part.bfloat16() for part in peaked(2_000, 64, 0.0, seed=3))
+    targets_N = torch.arange(len(hidden_ND))
+    exact = [hidden_ND.double().requires_grad_(), weight_VD.double().requires_grad_()]
+    inputs = [hidden_ND.requires_grad_(), weight_VD.to(weight_dtype).requires_grad_()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = fused_loss(
+            *inputs, None, lambda _: lambda found, tile: cross_entropy(found, targets_N[tile]), softcap
+        )
+    logits_NV = exact[0] @ exact[1].T
+    logits_NV = logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
+    whole = functional.cross_entropy(logits_NV, targets_N, reduction="sum")
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), whole, rtol=1e-5, atol=0)
+    found, expected = torch.autograd.grad(3 * ours, inputs), torch.autograd.grad(3 * whole, exact)
+    for our, their, given in zip(found, expected, inputs, strict=True):
+        assert our.dtype == given.dtype
+        assert float((our - their).norm() / their.norm()) < 0.01
+
+
+class OfTeacher(GroupJudge):
+    """Holds a teacher's product, as a judge does; its losses are 2, and their gradient is 1 in every logit."""
+
+    def __init__(self, products):
+        self.theirs_gV = torch.zeros(16, V)
+        self.products = products
+
+    def judge_group(self, student, product_gV):
+        self.products += [weakref.ref(product_gV), weakref.ref(self.theirs_gV)]
+        return torch.full((len(product_gV),), 2.0), torch.ones_like(product_gV)
+
+
+def test_whole_groups_can_be_judged_and_their_products_end_with_them(small_pieces):
+    layer, hidden_ND = nn.Linear(D, V), torch.randn(N, D, requires_grad=True)
+    products = []
+
+    def criterion(group):
+        # The student's product of this group is there by now; it is not yet in the list.
+        assert all(product() is None for product in products)
+        return OfTeacher(products)
+
+    total = fused_loss(hidden_ND, layer.weight, layer.bias, criterion)
+    total.backward()
+    assert len(products) == 2 * 5 and float(total.detach()) == 2 * N
+    torch.testing.assert_close(layer.weight.grad, hidden_ND.detach().sum(0).expand(V, D))
+    torch.testing.assert_close(layer.bias.grad, torch.full((V,), float(N)))
+    torch.testing.assert_close(hidden_ND.grad, layer.weight.detach().sum(0).expand(N, D))
+
+
+def test_a_gpus_groups_fill_the_blocks_of_its_matrix_products():
+    inputs = (torch.empty(0, 4096, device="meta", dtype=torch.bfloat16) for _ in range(2))
+    group_tokens, tile_tokens = fused._sizes(Projection(*inputs), 128_256)
+    assert group_tokens == 1024 and tile_tokens * 4 * 128_256 <= 128 * 2**20
+
+
+def test_a_bf16_layers_loss_is_summed_in_fp32():
+    """In bf16 the sum would stay at 256: half of a step there is 1."""
+    layer, hidden_ND = nn.Linear(D, V, dtype=torch.bfloat16), torch.randn(N, D, dtype=torch.bfloat16)
+
+    def ones(found, tile):
+        return torch.ones(len(found.logits)), found.probs
+
+    total = fused_loss(hidden_ND.repeat(10, 1), layer.weight, layer.bias, lambda _: ones)
+    assert total.dtype == torch.float32 and float(total.detach()) == 10 * N
