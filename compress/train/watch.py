@@ -23,6 +23,8 @@ from compress.train.objective import Objective
 from compress.train.settings import TrainingSettings
 from compress.train.tasks import Answers, WatchedTasks
 
+SHOWN = ("loss", "kl", "same_top")
+"""What a person watching wants of the held-out figures; the record has all."""
 ALARM_ERRORS = 3.0
 """Standard errors a task must fall by. Two would be usual for one comparison; here a task is compared with the best
 of many looks, which luck has chosen."""
@@ -114,7 +116,8 @@ class Watch:
         self._compare(answers, held_out["loss"])
         look = Look(held_out, {task: sum(right) / len(right) for task, right in answers.items()})
         self.looked_at = step
-        self.figures = {f"held_out_{name}": value for name, value in held_out.items()} | look.tasks
+        shown = {f"held_out_{name}": held_out[name] for name in SHOWN if name in held_out}
+        self.figures = shown | look.tasks
         if not self.before:
             self.before = {"held_out": look.held_out, "tasks": look.tasks}
         return look
