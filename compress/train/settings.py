@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
+from compress.data.world import DEMO_TASKS
 from compress.errors import InputError
 from compress.models.layout import is_encoder
 from compress.plugins import DataRef, Manner, StepConfig
@@ -127,5 +128,7 @@ Settings = TypeVar("Settings", bound=TrainingSettings)
 
 def rehearsed(settings: Settings) -> Settings:
     """Return the settings with eight steps of four short sequences: enough to see every part work."""
-    few = {"tokens": 2_048, "batch_tokens": 256, "micro_batch": None, "launch": None}
-    return settings.model_copy(update={**few, "held_out_rows": 4, "task_samples": 4, "evaluate_every": 0.5})
+    steps = {"tokens": 2_048, "batch_tokens": 256, "micro_batch": None, "launch": None}
+    looks = {"held_out_rows": 4, "task_samples": 4, "evaluate_every": 0.5}
+    tasks = tuple(DEMO_TASKS)[:1] if settings.tasks else ()  # offline, as the demo's texts that are read
+    return settings.model_copy(update={**steps, **looks, "tasks": tasks})
