@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compress import plugins
+from compress.engine.agent import PID
 from compress.engine.forkserver import die_with_parent
 from compress.engine.launcher import JobFolder
 from compress.engine.tasks import Task
@@ -129,6 +130,6 @@ def _leave(path: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent(os.getppid())
+    die_with_parent(int(os.environ.get(PID) or os.getppid()))  # on another machine a person started torchrun
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(main(Path(sys.argv[1])))
