@@ -96,10 +96,13 @@ class Team:
 def shard(objective: nn.Module, device_type: str) -> None:
     """Give every process its part of the objective's models, layer by layer; each must hold the same whole now.
 
-    The objective's own call gathers what lies outside the student's layers; that part of a teacher stays whole.
+    The objective's own call gathers what lies outside the student's layers; that part of a teacher stays whole, as does
+    a teacher in 8 or 4 bits: its layers hold more than parameters, and are small.
     """
     mesh = init_device_mesh(device_type, (dist.get_world_size(),))
     for model in _models(objective):
+        if not all(parameter.is_floating_point() for parameter in model.parameters()):
+            continue
         for layer in _layers(model):
             fully_shard(layer, mesh=mesh)
     student: PreTrainedModel = objective.student
