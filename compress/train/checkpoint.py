@@ -37,6 +37,15 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() >= self._due_at
 
+    @property
+    def written_at(self) -> int:
+        """When it was written, in nanoseconds; 0 where there is none."""
+        return self._path.stat().st_mtime_ns if self.exist else 0
+
+    def drop(self) -> None:
+        """Delete it: the work goes on from another."""
+        self._path.unlink(missing_ok=True)
+
     def write(self, training: "Keeps") -> None:
         """Replace the checkpoint by what is now. Whatever moment the process dies at, a whole one is there."""
         started = time.monotonic()
@@ -52,7 +61,12 @@ class Checkpoints:
 
     def restore(self, training: "Keeps") -> None:
         """Make the training what the checkpoint says."""
-        training.restore(torch.load(self._path, map_location="cpu", weights_only=True))
+        training.restore(self.read())
+
+    def read(self) -> State:
+        """Return what was written, its tensors on the CPU and read from the file as they are used."""
+        state: State = torch.load(self._path, map_location="cpu", weights_only=True, mmap=True)
+        return state
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,13 +15,12 @@ from compress.errors import StepFailed
 from compress.plugins import Context
 from compress.records import JsonValue
 from compress.train.batches import Batches, Rows
-from compress.train.checkpoint import Checkpoints
 from compress.train.distributed import Team, shard
 from compress.train.memory import fitted, giving_way, is_out_of_memory, recompute_activations, tried_on
 from compress.train.numerics import Numerics, applied, keep, resolve
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
-from compress.train.sharded import ShardedCheckpoints
+from compress.train.sharded import TeamCheckpoints
 from compress.train.training import Training
 from compress.train.watch import Watch
 
@@ -102,11 +101,7 @@ class _Loop:
     def __init__(self, training: Training, settings: TrainingSettings, context: Context) -> None:
         self._training, self._settings, self._context = training, settings, context
         self._team = Team.current()
-        self._checkpoints: Checkpoints | ShardedCheckpoints = (
-            ShardedCheckpoints(context.partial, settings.checkpoint_seconds, self._team)
-            if self._team.is_launched
-            else Checkpoints(context.partial, settings.checkpoint_seconds)
-        )
+        self._checkpoints = TeamCheckpoints(context.partial, settings.checkpoint_seconds, self._team)
         self._rolled_back = False
 
     def run(self) -> None:

@@ -2,23 +2,62 @@
 
 ``sharded-N`` is a folder, N the step, with the tensors as `torch.distributed.checkpoint` writes them, ``rest.pt``
 with all other state and a ``rank-R.pt`` a process with its random state. It is written beside the last one and
-renamed when it is whole.
+renamed when it is whole. A process alone writes one file instead (`compress.train.checkpoint`). Either is read by
+both, so that work is taken up by any number of processes.
 """
 
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from compress.train.checkpoint import WORK_PER_WRITE, State, sync_folder
+from compress.train.checkpoint import WORK_PER_WRITE, Checkpoints, State, sync_folder
 from compress.train.distributed import Team
 from compress.train.training import Training
+
+
+class TeamCheckpoints:
+    """The checkpoints of a training: written as its team does, read whoever wrote them."""
+
+    def __init__(self, folder: Path, seconds: float, team: Team) -> None:
+        self._team = team
+        self._file = Checkpoints(folder, seconds)
+        self._sharded = ShardedCheckpoints(folder, seconds, team)
+
+    @property
+    def exist(self) -> bool:
+        return self._team.agree(self._file.exist or self._sharded.exist)
+
+    @property
+    def due(self) -> bool:
+        return self._sharded.due if self._team.is_launched else self._file.due
+
+    def write(self, training: Training) -> None:
+        """Write a new checkpoint, then drop older ones, also of the other kind."""
+        if not self._team.is_launched:
+            self._file.write(training)
+            self._sharded.drop()
+            return
+        self._sharded.write(training)
+        if self._team.leads:
+            self._file.drop()
+
+    def restore(self, training: Training) -> None:
+        """Make the training what the last checkpoint says, be it a file or sharded."""
+        if not self._team.agree(self._file.written_at > self._sharded.written_at):
+            self._sharded.restore(training)
+        elif self._team.is_launched:
+            _take_parts(training, self._file.read())
+        else:
+            self._file.restore(training)
 
 
 class ShardedCheckpoints:
@@ -35,6 +74,17 @@ class ShardedCheckpoints:
     @property
     def due(self) -> bool:
         return self._team.agree(time.monotonic() >= self._due_at)
+
+    @property
+    def written_at(self) -> int:
+        """When the last was written, in nanoseconds; 0 where there is none."""
+        last = self._last()
+        return (last / "rest.pt").stat().st_mtime_ns if last else 0
+
+    def drop(self) -> None:
+        """Delete them: the work goes on from another."""
+        for path in self._folder.glob("sharded-*"):
+            shutil.rmtree(path)
 
     def write(self, training: Training) -> None:
         """Write a new checkpoint, then drop older ones. Whatever moment processes die at, a whole one is there."""
@@ -64,7 +114,9 @@ class ShardedCheckpoints:
         assert last is not None
         rest: State = torch.load(last / "rest.pt", map_location="cpu", weights_only=True)
         tensors = _room(training, rest)
-        load(tensors, checkpoint_id=last / "tensors")
+        with warnings.catch_warnings():  # a process alone is told that it is alone
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+            load(tensors, checkpoint_id=last / "tensors")
         for name, parameter in _learning(training):
             training.optimizer.state[parameter] = tensors["optimizer"].get(name, {})
         if rest["watch"]:
@@ -114,6 +166,31 @@ def _room(training: Training, rest: State) -> dict[str, Any]:
         "optimizer": moments if rest["has_moments"] else {},
         "best": best if rest["has_best"] else {},
     }
+
+
+def _take_parts(training: Training, state: State) -> None:
+    """Make the training what a process alone has written, every process of its part."""
+    optimizer, moments = training.optimizer, state["optimizer"]["state"]
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(learning):
+        kept = moments.get(index, {})
+        optimizer.state[parameter] = {name: _part(value, parameter) for name, value in kept.items()}
+    like = training.weights()
+    weights = {name: _part(value, like[name]) for name, value in state["student"].items()}
+    if state["watch"]:
+        best = state["watch"]["best_weights"]
+        state["watch"]["best_weights"] = {
+            name: _part(value, like[name]).cpu() for name, value in best.items()
+        }
+    training.take_up(weights, state)
+
+
+def _part(whole: Tensor, like: Tensor) -> Tensor:
+    """Return this process's part of a tensor, as another of its shape is divided; a number is everyone's."""
+    whole = whole.to(like.device)
+    if not isinstance(like, DTensor) or whole.ndim == 0:
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _learning(training: Training) -> Iterator[tuple[str, nn.Parameter]]:

@@ -192,9 +192,7 @@ class Training:
             self.team_sizes = [*self.team_sizes, self._team.size]
 
     def _team_facts(self) -> dict[str, JsonValue]:
-        if not self._team.is_launched:
-            return {}
-        facts: dict[str, JsonValue] = {"processes": self._team.size}
+        facts: dict[str, JsonValue] = {"processes": self._team.size} if self._team.is_launched else {}
         if len(self.team_sizes) > 1:
             sizes = ", then ".join(map(str, self.team_sizes))
             facts |= {"bit_exact": False, "bit_exact_ended_by": f"it was worked on by {sizes} processes"}

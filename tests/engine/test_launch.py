@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,13 +41,15 @@ steps:
 """
 
 
-def command(folder: Path, processes: int | None, tokens: str = "20k") -> list[str]:
+def command(folder: Path, processes: int | str | None, tokens: str = "20k") -> list[str]:
     launch = f", launch: {{processes: {processes}}}" if processes else ""
     (folder / "team.yaml").write_text(PIPELINE.format(launch=launch, tokens=tokens))
     return [sys.executable, "-m", "compress", "run", str(folder / "team.yaml")]
 
 
-def start(folder: Path, home: str, processes: int | None, tokens: str = "20k") -> "subprocess.Popen[str]":
+def start(
+    folder: Path, home: str, processes: int | str | None, tokens: str = "20k"
+) -> "subprocess.Popen[str]":
     environment = {**os.environ, "COMPRESS_HOME": str(folder / home), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command(folder, processes, tokens),
@@ -59,7 +62,7 @@ def start(folder: Path, home: str, processes: int | None, tokens: str = "20k") -
     )
 
 
-def finished(folder: Path, home: str, processes: int | None, tokens: str = "20k") -> dict:
+def finished(folder: Path, home: str, processes: int | str | None, tokens: str = "20k") -> dict:
     process = start(folder, home, processes, tokens)
     said, _ = process.communicate()
     assert process.returncode == 0, said
@@ -91,9 +94,8 @@ def _command_line(pid: int) -> bytes:
 
 
 def await_checkpoint(home: Path, process: "subprocess.Popen[str]") -> None:
-    while not list(home.glob("partial/*/sharded-0000000[1-9]*")) + list(
-        home.glob("partial/*/sharded-000000[1-9]*")
-    ):
+    names = "sharded-0000000[1-9]*", "sharded-000000[1-9]*", "checkpoint.pt"
+    while not any(list(home.glob(f"partial/*/{name}")) for name in names):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
 
@@ -133,15 +135,58 @@ def test_a_killed_process_fails_the_step_and_the_next_run_ends_in_the_same_bytes
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_another_number_of_processes_takes_the_work_up_and_the_record_says_so(tmp_path):
-    process = start(tmp_path, "home", 2, "60k")
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (2, None), (None, 2)])
+def test_another_number_of_processes_takes_the_work_up_and_the_record_says_so(tmp_path, before, now):
+    process = start(tmp_path, "home", before, "60k")
     await_checkpoint(tmp_path / "home", process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate()
     assert process.returncode == 130, said
-    taught = finished(tmp_path, "home", 1, "60k")["taught"]
+    taught = finished(tmp_path, "home", now, "60k")["taught"]
     assert taught.facts["resumed"] == 1 and taught.facts["bit_exact"] is False
-    assert taught.facts["bit_exact_ended_by"] == "it was worked on by 2, then 1 processes"
+    sizes = ", then ".join(str(number or 1) for number in (before, now))
+    assert taught.facts["bit_exact_ended_by"] == f"it was worked on by {sizes} processes"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.0])
+def test_processes_that_are_still_starting_die_with_the_driver_too(tmp_path, seconds):
+    process = start(tmp_path, "home", 2)
+    while len(both := ranks(process.pid)) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    time.sleep(seconds)
+    process.kill()
+    with process:
+        process.wait()
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in both if b"engine.rank" in _command_line(pid)]:
+        if time.monotonic() > deadline:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"{len(left)} processes outlived the driver")
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_machines_that_share_the_store_train_together(tmp_path):
+    """Both are this machine: what the run says to start on the other is started here, once for each step."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+    process = start(tmp_path, "home", f"1, nodes: 2, rendezvous: '{meeting}'")
+    said, others = [], []
+    with process:
+        for line in process.stdout:
+            said.append(line)
+            _, told, command_there = line.partition("on each start: ")
+            if told and command_there not in [asked for asked, _ in others]:
+                others.append((command_there, subprocess.Popen(command_there.split(), cwd=tmp_path)))
+    assert process.wait() == 0, "".join(said)
+    assert [other.wait() for _, other in others] == [0, 0]
+    assert [steps(tmp_path / "home")[name].facts["processes"] for name in ("taught", "copied")] == [2, 2]
 
 
 class Worker:
