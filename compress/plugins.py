@@ -52,7 +52,10 @@ DataRef = Annotated[str, Reference("data")]
 
 
 class Manner:
-    """Marks a setting that changes how work is done and not its result, bit for bit: it is in no key."""
+    """Marks a setting that changes how work is done and not its result: it is in no key.
+
+    Not a bit of it, or, like `launch`, only the last bits: then the record says so.
+    """
 
 
 def manners(config: type[BaseModel]) -> set[str]:

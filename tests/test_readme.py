@@ -1,6 +1,9 @@
 """What the README and CONTRIBUTING show works: YAML validates, modules satisfy their folder's contract."""
 
+import importlib
+import json
 import re
+import sys
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,24 +121,21 @@ def test_a_shipped_pipeline_is_valid_and_points_to_its_schema(path):
 
 
 def test_the_shipped_schema_is_the_current_one():
-    import json
-
     import compress
 
     shipped = json.loads((ROOT / "pipelines" / "pipeline.schema.json").read_text())
     assert shipped == compress.pipeline_schema(), "run: compress schema > pipelines/pipeline.schema.json"
 
 
-def test_the_benchmark_table_is_made_of_the_committed_results():
-    import json
-    import sys
-
+@pytest.mark.parametrize("package", ["pruning", "distilling"])
+def test_a_benchmark_table_is_made_of_the_committed_results(package):
     benchmarks = ROOT / "tests" / "benchmarks"
     sys.path.insert(0, str(benchmarks))
     try:
-        from pruning import readme
+        readme, tables = importlib.import_module(f"{package}.readme"), importlib.import_module("tables")
     finally:
         sys.path.remove(str(benchmarks))
-    rows = json.loads((benchmarks / "results" / "pruning_quality.json").read_text())["rows"]
-    shown = (ROOT / "README.md").read_text().partition(readme.BEGIN)[2].partition(readme.END)[0]
+    rows = json.loads((benchmarks / "results" / f"{readme.NAME}.json").read_text())["rows"]
+    begin, end = tables.marks(readme.NAME)
+    shown = README.partition(begin)[2].partition(end)[0]
     assert shown.strip() == readme.table(rows).strip()

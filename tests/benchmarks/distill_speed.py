@@ -25,7 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from distilling import jobs, parts
+import tables
+from distilling import jobs, parts, readme
 
 from compress.environment import environment
 
@@ -50,6 +51,8 @@ def main() -> None:
             f"{'met    ' if target['met'] else 'not met'} {target['name']}: {target['measured']} ({target['goal']})"
         )
     _write(rows, targets, given.quick)
+    if not given.quick:
+        tables.put(RESULTS.parents[2] / "README.md", readme.NAME, readme.table(rows))
 
 
 def _arguments() -> argparse.Namespace:

@@ -19,6 +19,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import tables
 from pruning import comparing, points, readme, teachers
 from pruning.points import Plan, Point
 from pruning.rivals import METHODS, OURS
@@ -115,7 +116,7 @@ def _report(wanted: list[Point], plan: Plan, quick: bool) -> None:
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / name).write_text(_json(facts, rows, compared), encoding="utf-8")
     if not quick and set(names) == set(TEACHERS):
-        readme.write(HERE.parents[1] / "README.md", rows)
+        tables.put(HERE.parents[1] / "README.md", readme.NAME, readme.table(rows))
 
 
 def _versions() -> dict[str, str]:

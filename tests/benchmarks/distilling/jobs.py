@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from compress.distill.divergences import named
-from compress.train.allocator import freed_memory_kept
 from compress.train.distribution import Distribution
 from compress.train.fused import Judge, fused_loss, slices
 from compress.train.head import hidden_states
@@ -93,7 +92,7 @@ def rates(vocabulary: int) -> dict[str, Any]:
 
     The head: its four products in bf16. The backbones, forward and backward, and the optimizer: as they are.
     """
-    freed_memory_kept().__enter__()
+    parts.keep_freed_memory()
     teacher, student = parts.teacher_and_student(vocabulary)
     batch = parts.RandomRows(vocabulary).learning_batch(list(range(parts.B)))
     chance = torch.Generator().manual_seed(0)

@@ -5,6 +5,7 @@ Shapes: B sequences, T positions, N targets, D hidden size, V vocabulary.
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ ROWS = 8
 STEPS = 10_000
 """More than any run takes."""
 Step = Callable[[], float]
+_KEPT = ExitStack()
 
 
 def model(width: int, layers: int, inner: int, vocabulary: int, seed: int) -> PreTrainedModel:
@@ -146,9 +148,14 @@ def from_cache(student: PreTrainedModel, teacher: PreTrainedModel, data: RandomR
     return CachedDistillation(student, TeacherSignals.open(folder / "done"), 0.0, 0)
 
 
+def keep_freed_memory() -> None:
+    """Keep it for as long as the process lives, as a training does."""
+    _KEPT.enter_context(freed_memory_kept())
+
+
 def our_loop(objective: nn.Module, student: PreTrainedModel, data: RandomRows) -> Step:
     """Return one optimizer step of our loop."""
-    freed_memory_kept().__enter__()  # for as long as the process lives
+    keep_freed_memory()
     schedule, asked = Schedule.of(settings(), T), settings()
     numerics = Numerics(
         device="cpu", precision="bf16", num_threads=torch.get_num_threads(), micro_batch=B, attention="eager"

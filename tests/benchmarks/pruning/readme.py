@@ -1,11 +1,10 @@
 """The README's table of the pruning benchmark, from the rows of its result file."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
-BEGIN, END = "<!-- pruning_quality -->", "<!-- /pruning_quality -->"
+NAME = "pruning_quality"
 SHOWN = {
     "ours": "`prune.search`",
     "minitron": "Minitron",
@@ -26,14 +25,6 @@ def table(rows: Iterable[Row]) -> str:
             at = figures.setdefault((row["teacher"], row["budget"]), {})
             at.setdefault((row["method"], row["phase"]), []).append(row["excess_loss"])
     return "\n".join(_lines(figures)) + "\n"
-
-
-def write(readme: Path, rows: Iterable[Row]) -> None:
-    """Put the table between its marks in the README."""
-    text = readme.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n{table(rows)}{END}{after}", encoding="utf-8")
 
 
 def _lines(figures: dict[tuple[str, float], dict[tuple[str, str], list[float]]]) -> Iterator[str]:
