@@ -113,9 +113,8 @@ def pruned(name: str) -> Path:
 
 def score(folder: Path, name: str, judged: str) -> dict[str, list[float]]:
     """Return loss and KL to the teacher of every held-out document ``[D]``, and the teacher's own loss."""
-    rows_NT = PackedTokens.open(TEACHERS[name].tokens("heldout")).rows(
-        FIRST[judged] * ROWS_PER_DOCUMENT, DOCUMENTS * ROWS_PER_DOCUMENT
-    )
+    first, last = (count * ROWS_PER_DOCUMENT for count in (FIRST[judged], FIRST[judged] + DOCUMENTS))
+    rows_NT = PackedTokens.open(TEACHERS[name].tokens("heldout")).rows(first, last)
     log_NTV, teacher_D = _of_teacher(name, judged, rows_NT)
     found = figures(load_model(folder), log_NTV, rows_NT)
     return {"loss": found.loss, "kl": found.kl, "teacher_loss": teacher_D}
