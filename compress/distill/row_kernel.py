@@ -47,6 +47,7 @@ def _joined(tops, sums):
     return top + tl.log(tl.sum(sums * tl.exp(tops - top), 0))
 
 
+# Long on purpose: both passes share a row's sums in registers, and a function triton calls cannot return so many.
 @triton.jit
 def _rows(
     student,
