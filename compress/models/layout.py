@@ -9,15 +9,13 @@ share it), a query head inside its group, an FFN neuron, an expert, a neuron of 
 ``heads_per_group * head_dim`` consecutive rows and a head ``head_dim``; on ``key_value`` a group owns ``head_dim``.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from math import prod
 from typing import Any, cast
 
-from compress import plugins
-from compress.errors import InputError, nearest
+from compress.errors import InputError
 from compress.models.family import (
     KEYS,
     WIDTH_AXES,
@@ -30,6 +28,7 @@ from compress.models.family import (
     flat,
     option,
 )
+from compress.models.known import family_of, is_encoder, is_known
 from compress.records import ModelSpec, TensorSpec
 
 __all__ = [
@@ -315,7 +314,7 @@ class Layout:
 
 def layout(config: Config) -> Layout:
     """Return where the parts of a model are. Raises `InputError` for an unknown family or bad sizes."""
-    family = _family(config)
+    family = family_of(config)
     keys = _names(config, family)
     settings = {**family.DEFAULTS, **config}
     sizes: dict[str, Any] = {name: settings.get(key) for name, key in keys.items() if key}
@@ -345,21 +344,6 @@ def spec_from_config(config: Config, dtype: str) -> ModelSpec:
     return ModelSpec(config=config, tensors=tensors, num_parameters=model.num_parameters)
 
 
-def is_known(config: Config) -> bool:
-    """Whether there is a family file for this architecture."""
-    return config.get("model_type") in plugins.available("models.families")
-
-
-def is_encoder(config: Config) -> bool:
-    """Whether it is a masked language model: one that reads a text, and predicts no next token.
-
-    An architecture without a file says so by its class: asking must not need the tracing that pruning does.
-    """
-    if is_known(config):
-        return bool(option(_family(config), "ENCODER"))
-    return any(name.endswith("MaskedLM") for name in config.get("architectures") or ())
-
-
 def _names(config: Config, family: Family) -> dict[str, str | None]:
     """Return, for every size a family has, the name the configuration has it under."""
     dims = {axis for row in family.TENSORS.values() for dim in row.axes for axis in flat(dim)}
@@ -379,32 +363,6 @@ def _names(config: Config, family: Family) -> dict[str, str | None]:
         if there.get(size, True):
             names[size] = next((c for c in candidates if c in config), candidates[0] if candidates else None)
     return names
-
-
-def _family(config: Config) -> Family:
-    name = config.get("model_type")
-    if not isinstance(name, str):
-        raise InputError(
-            "the model's configuration has no 'model_type'; it must be a Hugging Face config.json"
-        )
-    if is_known(config):
-        return cast(Family, plugins.load("models.families", name))
-    try:
-        return _derived(json.dumps(config, sort_keys=True))
-    except InputError as error:
-        known = ", ".join(plugins.available("models.families"))
-        close = nearest(name, plugins.available("models.families"))
-        raise InputError(
-            f"models of architecture '{name}' cannot be compressed{close} Known: {known}. {error}"
-        ) from error
-
-
-@lru_cache(maxsize=64)
-def _derived(config: str) -> Family:
-    """Return the family of an architecture without a file, traced; the only thing here that imports torch."""
-    from compress.models.derived import derive_family
-
-    return cast(Family, derive_family(json.loads(config)))
 
 
 def _size(value: object, key: str | None) -> int:

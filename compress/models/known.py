@@ -1,0 +1,51 @@
+"""Which family a model's configuration is of: a file of ``families``, or one derived by tracing."""
+
+import json
+from functools import lru_cache
+from typing import cast
+
+from compress import plugins
+from compress.errors import InputError, nearest
+from compress.models.family import Config, Family, option
+
+
+def is_known(config: Config) -> bool:
+    """Whether there is a family file for this architecture."""
+    return config.get("model_type") in plugins.available("models.families")
+
+
+def is_encoder(config: Config) -> bool:
+    """Whether it is a masked language model: one that reads a text, and predicts no next token.
+
+    An architecture without a file says so by its class: asking must not need the tracing that pruning does.
+    """
+    if is_known(config):
+        return bool(option(family_of(config), "ENCODER"))
+    return any(name.endswith("MaskedLM") for name in config.get("architectures") or ())
+
+
+def family_of(config: Config) -> Family:
+    """Return the family of a configuration. Raises `InputError` for one that cannot be compressed."""
+    name = config.get("model_type")
+    if not isinstance(name, str):
+        raise InputError(
+            "the model's configuration has no 'model_type'; it must be a Hugging Face config.json"
+        )
+    if is_known(config):
+        return cast(Family, plugins.load("models.families", name))
+    try:
+        return _derived(json.dumps(config, sort_keys=True))
+    except InputError as error:
+        known = ", ".join(plugins.available("models.families"))
+        close = nearest(name, plugins.available("models.families"))
+        raise InputError(
+            f"models of architecture '{name}' cannot be compressed{close} Known: {known}. {error}"
+        ) from error
+
+
+@lru_cache(maxsize=64)
+def _derived(config: str) -> Family:
+    """Return the family of an architecture without a file, traced; the only thing here that imports torch."""
+    from compress.models.derived import derive_family
+
+    return cast(Family, derive_family(json.loads(config)))
