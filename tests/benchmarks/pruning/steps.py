@@ -105,6 +105,9 @@ def prepared(
 ) -> dict[str, Artifact]:
     """Return the results of all a step wants done before it, by name."""
     wanted = plugins.prepared(step, config)
+    assert all(each.on is None for each in wanted.values()), (
+        "only work on the step's own parent is prepared here"
+    )
     if wanted:
         WORK.begin(parent, seed)
     made = {}
