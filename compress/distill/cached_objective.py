@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
+from compress.distill.objective import mixed_loss
 from compress.distill.signals import TeacherSignals
 from compress.distill.sparse_kl import sparse_forward_kl
 from compress.distill.targets import Targets
@@ -63,27 +64,18 @@ class CachedDistillation(Objective):
     def _loss(self, student: Distribution, targets: Targets, labels_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses of a tile ``[N]`` and their gradients in the student's logits ``[N, V]``."""
         w, T = self._label_weight, self._signals.about.temperature
-        if w == 1:
-            return cross_entropy(student, labels_N)
-        tempered = student.at_temperature(T)
-        if tempered is student and w > 0:  # the labels' gradient needs what the teacher's is written over
-            tempered = replace(student, probs=student.probs.clone())
-        loss_N, slope_NV = sparse_forward_kl(tempered, targets)
-        if w == 0 and T == 1:
-            return loss_N, slope_NV
-        loss_N, slope_NV = (1 - w) * T**2 * loss_N, slope_NV.mul_((1 - w) * T)
-        if w > 0:
-            label_N, label_NV = cross_entropy(student, labels_N)
-            loss_N, slope_NV = loss_N + w * label_N, slope_NV.add_(label_NV, alpha=w)
-        return loss_N, slope_NV
+
+        def divergence(tempered: Distribution) -> tuple[Tensor, Tensor]:
+            if tempered is student and w > 0:  # the labels' gradient needs what the teacher's is written over
+                tempered = replace(student, probs=student.probs.clone())
+            return sparse_forward_kl(tempered, targets)
+
+        return mixed_loss(student, labels_N, divergence, w, T)
 
     def _judged(self, batch: Batch, judge: Judge) -> tuple[Tensor, int]:
         """Return the summed losses of the batch's targets, and how many there are."""
         hidden_ND = self._head.scaled(hidden_states(self.student, batch))
-        weight_VD, bias_V = output_matrix(self.student)
-        if self.vocabulary < len(weight_VD):
-            weight_VD = weight_VD[: self.vocabulary]
-            bias_V = None if bias_V is None else bias_V[: self.vocabulary]
+        weight_VD, bias_V = output_matrix(self.student, self.vocabulary)
         return fused_loss(hidden_ND, weight_VD, bias_V, lambda group: judge, self._head.softcap), len(
             hidden_ND
         )

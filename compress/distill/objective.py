@@ -34,21 +34,42 @@ class Recipe:
     def loss(
         self, student: Distribution, teacher: Distribution | None, targets_N: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses of a tile but for H ``[N]``, and their gradients in the student's logits ``[N, V]``.
-
-        T² keeps the gradient's size independent of the temperature (Hinton et al. 2015, §2.1).
-        """
-        w, T = self.label_weight, self.temperature
-        if teacher is None or w == 1:
+        """Return the losses of a tile but for H ``[N]``, and their gradients in the student's logits ``[N, V]``."""
+        T = self.temperature
+        if teacher is None:
             return cross_entropy(student, targets_N)
-        loss_N, slope_NV = self.divergence(student.at_temperature(T), teacher.at_temperature(T))
-        if w == 0 and T == 1:
-            return loss_N, slope_NV
-        loss_N, slope_NV = (1 - w) * T**2 * loss_N, slope_NV.mul_((1 - w) * T)
-        if w > 0:
-            label_N, label_NV = cross_entropy(student, targets_N)
-            loss_N, slope_NV = loss_N + w * label_N, slope_NV.add_(label_NV, alpha=w)
+        return mixed_loss(
+            student,
+            targets_N,
+            lambda tempered: self.divergence(tempered, teacher.at_temperature(T)),
+            self.label_weight,
+            T,
+        )
+
+
+def mixed_loss(
+    student: Distribution,
+    targets_N: Tensor,
+    divergence: Callable[[Distribution], tuple[Tensor, Tensor]],
+    label_weight: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Return ``(1 − w) · T² · D + w · CE`` of a tile ``[N]``, and the gradients in the student's logits ``[N, V]``.
+
+    `divergence`: D of the student at T, and its gradient in the logits divided by T. T² keeps the gradient's size
+    independent of the temperature (Hinton et al. 2015, §2.1).
+    """
+    w, T = label_weight, temperature
+    if w == 1:
+        return cross_entropy(student, targets_N)
+    loss_N, slope_NV = divergence(student.at_temperature(T))
+    if w == 0 and T == 1:
         return loss_N, slope_NV
+    loss_N, slope_NV = (1 - w) * T**2 * loss_N, slope_NV.mul_((1 - w) * T)
+    if w > 0:
+        label_N, label_NV = cross_entropy(student, targets_N)
+        loss_N, slope_NV = loss_N + w * label_N, slope_NV.add_(label_NV, alpha=w)
+    return loss_N, slope_NV
 
 
 class Distillation(Objective):
@@ -173,10 +194,7 @@ class Distillation(Objective):
 
         head = self._heads[0]
         hidden_ND = head.scaled(hidden_states(self.student, batch))
-        weight_VD, bias_V = output_matrix(self.student)
-        if self.vocabulary < len(weight_VD):
-            weight_VD = weight_VD[: self.vocabulary]
-            bias_V = None if bias_V is None else bias_V[: self.vocabulary]
+        weight_VD, bias_V = output_matrix(self.student, self.vocabulary)
         return fused_loss(hidden_ND, weight_VD, bias_V, criterion, head.softcap)
 
     @torch.no_grad()

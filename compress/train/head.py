@@ -51,10 +51,12 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     return head
 
 
-def output_matrix(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-    """Return the output layer's weight ``[V, D]`` and bias ``[V]``."""
+def output_matrix(model: PreTrainedModel, num_ids: int | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return the output layer's weight ``[V, D]`` and bias ``[V]``: of all ids, or of the first `num_ids`."""
     layer: Any = model.get_output_embeddings()
-    return layer.weight, layer.bias
+    if num_ids is None or num_ids >= len(layer.weight):
+        return layer.weight, layer.bias
+    return layer.weight[:num_ids], None if layer.bias is None else layer.bias[:num_ids]
 
 
 @torch.no_grad()
