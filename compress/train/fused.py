@@ -60,6 +60,8 @@ def fused_loss(
 
     The sum is fp32, or fp64 for a weight in fp64. Under autocast products are bf16 (`compress.train.projection`).
     """
+    if not torch.is_grad_enabled():  # what requires a gradient is given one even where none is recorded
+        weight_VD, bias_V = weight_VD.detach(), None if bias_V is None else bias_V.detach()
     return _FusedLoss.apply(hidden_ND, weight_VD, bias_V, softcap, criterion)  # type: ignore[no-any-return, no-untyped-call]
 
 

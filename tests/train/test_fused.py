@@ -200,6 +200,20 @@ def test_whole_groups_can_be_judged_and_their_products_end_with_them(small_piece
     torch.testing.assert_close(hidden_ND.grad, layer.weight.detach().sum(0).expand(N, D))
 
 
+def test_where_none_is_recorded_no_gradient_is_computed(monkeypatch):
+    monkeypatch.setattr(
+        fused, "_Gradients", lambda *arguments: pytest.fail("held-out text is not learned from")
+    )
+    layer, hidden_ND = nn.Linear(D, V), torch.randn(N, D, requires_grad=True)
+    with torch.no_grad():
+        total = fused_loss(hidden_ND.detach(), layer.weight, layer.bias, lambda _: each_is_one)
+    assert float(total) == N
+
+
+def each_is_one(found, tile):
+    return torch.ones(len(found.logits)), found.probs
+
+
 def test_a_gpus_groups_fill_the_blocks_of_its_matrix_products():
     inputs = (torch.empty(0, 4096, device="meta", dtype=torch.bfloat16) for _ in range(2))
     group_tokens, tile_tokens = fused._sizes(Projection(*inputs), 128_256)
@@ -209,9 +223,5 @@ def test_a_gpus_groups_fill_the_blocks_of_its_matrix_products():
 def test_a_bf16_layers_loss_is_summed_in_fp32():
     """In bf16 the sum would stay at 256: half of a step there is 1."""
     layer, hidden_ND = nn.Linear(D, V, dtype=torch.bfloat16), torch.randn(N, D, dtype=torch.bfloat16)
-
-    def ones(found, tile):
-        return torch.ones(len(found.logits)), found.probs
-
-    total = fused_loss(hidden_ND.repeat(10, 1), layer.weight, layer.bias, lambda _: ones)
+    total = fused_loss(hidden_ND.repeat(10, 1), layer.weight, layer.bias, lambda _: each_is_one)
     assert total.dtype == torch.float32 and float(total.detach()) == 10 * N
