@@ -2,10 +2,10 @@
 
 Rounding logits to bf16 makes the gradient of a divergence between close models wrong by several per cent, because it
 is the small difference of two distributions. CUDA multiplies bf16 matrices into fp32. A processor rounds the result
-to bf16, and takes two to three times as long for fp32. So there all logits are computed in bf16, and then again, as
-sums in fp32 of the same inputs, those of ids with a probability above `REFINED_ABOVE`: a few dozen of a token's. What
-is left of the rounding is a relative error of at most 2⁻⁹ times the logit in probabilities below that; what all
-logits of a token have in common is taken out first.
+to bf16, and takes two to three times as long for fp32. So there all logits are computed in bf16, and then again, in
+fp32 from the output matrix as it is stored, those of ids with a probability above `REFINED_ABOVE`: a few dozen of a
+token's. What is left of the rounding is a relative error of about 2⁻⁸ times the logit in probabilities below that; what
+all logits of a token have in common is taken out first.
 
 Shapes: N tokens, n of a tile, M single logits, D hidden size, V vocabulary.
 """
@@ -20,6 +20,8 @@ from compress.train.distribution import Distribution
 REFINED_ABOVE = 2.0**-10
 SEARCHED_BY_BLOCKS, BLOCK = 16_384, 64
 CENTERED_ROWS = 1024
+CENTER_STRIDE = 16
+"""Of how many rows of the output matrix one is read to know about where their center is."""
 GATHERED_BYTES = 64 * 2**20
 """Rows of the output matrix gathered at once for refinement."""
 
@@ -31,19 +33,14 @@ def product_dtype(device: torch.device, wanted: torch.dtype) -> torch.dtype:
     return wanted
 
 
-@torch.no_grad()
-def _centered(weight_VD: Tensor) -> Tensor:
-    """Return the weight less its mean over the vocabulary, in bf16.
-
-    This takes from each token's logits their mean. No softmax sees it, but their rounding is relative to their size:
-    GPT-2's are all near −100.
-    """
-    blocks = torch.split(weight_VD, CENTERED_ROWS)
-    mean_D = torch.stack([block.sum(0, dtype=torch.float32) for block in blocks]).sum(0) / len(weight_VD)
+def _centered(weight_VD: Tensor, center_D: Tensor) -> Tensor:
+    """Return the weight less a row, in bf16."""
     centered_VD = torch.empty_like(weight_VD, dtype=torch.bfloat16)
     # A block at a time, so that its differences in fp32 never leave the cache.
-    for block, rounded in zip(blocks, torch.split(centered_VD, CENTERED_ROWS), strict=True):
-        rounded.copy_(block - mean_D)
+    for rows, centered in zip(
+        *(torch.split(each, CENTERED_ROWS) for each in (weight_VD, centered_VD)), strict=True
+    ):
+        centered.copy_(rows - center_D)
     return centered_VD
 
 
@@ -76,17 +73,30 @@ class Projection:
     weight: Tensor
     bias: Tensor | None = None
     softcap: float | None = None
+    stored: Tensor | None = None
+    """Where products are rounded: the weight before it was."""
+    center: Tensor | None = None
+    """What was taken from each of its rows then, ``[D]`` fp32.
+
+    It takes from each token's logits a constant. No softmax sees that, but their rounding is relative to their size,
+    and GPT-2's are all about 100 below zero.
+    """
 
     @classmethod
+    @torch.no_grad()
     def of(
         cls, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None = None, softcap: float | None = None
     ) -> "Projection":
         """Return the projection in the dtype that products have here: autocast's, or the weight's."""
         dtype = product_dtype(hidden_ND.device, weight_VD.dtype)
-        wide = torch.promote_types(dtype, torch.float32)
-        bias_V = None if bias_V is None else bias_V.to(wide)
-        found = cls(hidden_ND.to(dtype), weight_VD.to(dtype), bias_V, softcap)
-        return replace(found, weight=_centered(weight_VD)) if found.is_rounded and softcap is None else found
+        bias_V = None if bias_V is None else bias_V.to(torch.promote_types(dtype, torch.float32))
+        found = cls(hidden_ND.to(dtype), weight_VD, bias_V, softcap)
+        if not found.is_rounded:
+            return replace(found, weight=weight_VD.to(dtype))
+        if softcap is not None:
+            return replace(found, weight=weight_VD.to(dtype), stored=weight_VD)
+        center_D = weight_VD[::CENTER_STRIDE].mean(0, dtype=torch.float32)
+        return replace(found, weight=_centered(weight_VD, center_D), stored=weight_VD, center=center_D)
 
     @property
     def is_rounded(self) -> bool:
@@ -106,7 +116,7 @@ class Projection:
         if self.is_rounded:
             tokens_M, ids_M = _above(found.probs, REFINED_ABOVE)
             if len(ids_M):
-                found.correct(tokens_M, ids_M, self._exactly(tokens_M + tokens.start, ids_M))
+                found.correct(tokens_M, ids_M, self._exactly(self.hidden[tokens].float(), tokens_M, ids_M))
         return found
 
     def before_cap(self, slope_nV: Tensor, found: Distribution) -> Tensor:
@@ -121,10 +131,15 @@ class Projection:
             logits = logits + bias
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def _exactly(self, tokens_M: Tensor, ids_M: Tensor) -> Tensor:
-        step = max(1, GATHERED_BYTES // (4 * self.hidden.shape[1]))
+    def _exactly(self, hidden_nD: Tensor, tokens_M: Tensor, ids_M: Tensor) -> Tensor:
+        """Return the logits of some pairs of token and id ``[M]``."""
+        stored_VD = self.weight if self.stored is None else self.stored
+        step = max(1, GATHERED_BYTES // (4 * hidden_nD.shape[1]))
         products = [
-            torch.linalg.vecdot(self.hidden[tokens].float(), self.weight[ids].float())
+            torch.linalg.vecdot(hidden_nD.index_select(0, tokens), stored_VD.index_select(0, ids).float())
             for tokens, ids in zip(torch.split(tokens_M, step), torch.split(ids_M, step), strict=True)
         ]
-        return self._logits(torch.cat(products), None if self.bias is None else self.bias[ids_M])
+        product_M = torch.cat(products)
+        if self.center is not None:
+            product_M -= (hidden_nD @ self.center)[tokens_M]
+        return self._logits(product_M, None if self.bias is None else self.bias[ids_M])

@@ -3,6 +3,7 @@
 Shapes: N tokens, D hidden size, V vocabulary.
 """
 
+import math
 import weakref
 
 import pytest
@@ -106,7 +107,7 @@ def test_in_bf16_the_gradient_in_the_logits_is_within_one_per_cent(name, shift):
     divergence, tokens = named(setting(name)), slice(0, len(hidden_ND))
 
     found = [each.distribution(each.product(tokens), tokens) for each in (student, teacher)]
-    exact = [Distribution.of(each.hidden.double() @ each.weight.double().T) for each in (student, teacher)]
+    exact = [Distribution.of(each.hidden.double() @ weight_VD.double().T) for each in (student, teacher)]
     rounded = [Distribution.of((each.hidden @ weight_VD.T).float()) for each in (student, teacher)]
     (loss_N, ours_NV), (exact_N, exact_NV), (_, rounded_NV) = (
         divergence(*each) for each in (found, exact, rounded)
@@ -115,6 +116,35 @@ def test_in_bf16_the_gradient_in_the_logits_is_within_one_per_cent(name, shift):
     # Total variation's gradient jumps where both probabilities are equal.
     assert error < (0.05 if name == "total_variation" else 0.01) and error < plain_error / 4
     torch.testing.assert_close(loss_N.double().sum(), exact_N.sum(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("vocabulary", [2_000, 32_768])
+def test_in_bf16_a_student_hardly_different_from_a_flat_teacher_has_its_gradient_within_one_per_cent(
+    vocabulary,
+):
+    """Entropies of about 3 nats, a KL of about 0.007: the gradient is the small difference of large numbers."""
+    chance, width = torch.Generator().manual_seed(0), 256
+
+    def noise(*shape):
+        return torch.randn(*shape, generator=chance)
+
+    teacher_VD, size = noise(vocabulary, width) / width**0.5, (2 * math.log(vocabulary)) ** 0.5
+    teacher_ND = size * functional.normalize(noise(32, width), dim=-1) * width**0.5
+    pairs = [
+        (
+            teacher_ND * (1 + 0.02 * noise(32, width)),
+            teacher_VD + 0.02 * noise(vocabulary, width) / width**0.5,
+        ),
+        (teacher_ND, teacher_VD),
+    ]
+    pairs, tokens = [(states.bfloat16(), matrix.bfloat16()) for states, matrix in pairs], slice(0, 32)
+    ours = [Projection.of(*pair) for pair in pairs]
+    _, ours_NV = named("forward_kl")(*(each.distribution(each.product(tokens), tokens) for each in ours))
+    loss_N, exact_NV = named("forward_kl")(
+        *(Distribution.of(states.double() @ matrix.double().T) for states, matrix in pairs)
+    )
+    assert 0.004 < float(loss_N.mean()) < 0.01
+    assert float((ours_NV - exact_NV).norm() / exact_NV.norm()) < 0.01
 
 
 def test_under_autocast_loss_and_gradients_are_close_to_the_exact_ones_and_products_are_fast(small_pieces):
