@@ -13,13 +13,15 @@ from compress.plugins import Context, DataRef, StepConfig
 from compress.quantities import Count
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf",)
 PRODUCES = "teacher_signals"
 INTERNAL = True
 
 BYTES_PER_TOKEN = 130
 """About what a token takes with the default settings and a vocabulary of 128k."""
+HELD_OUT_BYTES_PER_TOKEN = 250
+"""The same of a token of held-out text."""
 
 
 class CacheSettings(StepConfig):
@@ -35,6 +37,12 @@ class CacheSettings(StepConfig):
     """How many tokens ``sampled`` draws."""
 
 
+HELD_OUT = CacheSettings(top_k=24, tail="sampled", samples=64)
+"""What is kept of held-out text, whatever is kept for training, so that all students are measured alike. It takes 250
+bytes a token, and a KL is right to 0.2 % on 4,000 tokens (0.4 % with 16 samples, while a bucket alone reads 6 to 33 %
+too low), or to 3e-5 nats where it is smaller than that: 8 bits a probability tell no closer models apart."""
+
+
 class Config(CacheSettings):
     """What is kept, of what data, and how it is computed."""
 
@@ -44,8 +52,10 @@ class Config(CacheSettings):
     """How many tokens will be trained on: rows that are not reached are left out. ``None``: all rows are reached."""
     batch_tokens: Count | None = None
     """The tokens of a batch, to which `tokens` is rounded."""
+    first_rows: int | None = Field(default=None, ge=1)
+    """Instead of rows to train on: so many from the beginning of the data, or all where there are fewer."""
     most_tokens: int = 0
-    """With all rows reached: how many tokens that is at most."""
+    """Where `tokens` is ``None``: how many tokens that is at most."""
     temperature: float = Field(default=1.0, gt=0)
     """What logits are divided by."""
     attend_across_documents: bool = False
@@ -57,30 +67,37 @@ class Config(CacheSettings):
 
 
 OF_TRAINING = tuple(
-    name for name in Config.model_fields if name not in {*CacheSettings.model_fields, "most_tokens"}
+    name
+    for name in Config.model_fields
+    if name not in {*CacheSettings.model_fields, "first_rows", "most_tokens"}
 )
 """The settings that must be those of the training that reads the cache."""
 
 
 def settle(config: Config, num_tokens: Mapping[str, int]) -> Config:
-    """Return the settings that all trainings share which read all of the data."""
+    """Return the settings that all trainings share which read all of the data, or look at the same rows."""
+    if config.first_rows is not None:
+        return config.model_copy(update={"most_tokens": num_tokens.get("data", 0)})
     if config.tokens is None or config.tokens < (there := num_tokens.get("data", config.tokens + 1)):
         return config
     return config.model_copy(update={"tokens": None, "batch_tokens": None, "most_tokens": there})
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
-    """Return about what one pass over the data takes; for data of unknown length, if `tokens` is no more than that."""
+    """Return about what one pass over the data takes; for data of unknown length, if `tokens` is no more than that.
+
+    Of first rows only, it is at most that: how long a row is cannot be seen here.
+    """
     tokens = config.tokens or config.most_tokens
     return Work(
         flops=2.0 * spec.num_parameters * tokens,
         peak_memory_bytes=500 * 2**20 + spec.weight_bytes,
-        disk_bytes=BYTES_PER_TOKEN * tokens,
+        disk_bytes=(BYTES_PER_TOKEN if config.first_rows is None else HELD_OUT_BYTES_PER_TOKEN) * tokens,
     )
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:
-    """Write the signals of every row that training will read. Raises `InputError` for a teacher with a bent head."""
+    """Write the signals of every row that will be read. Raises `InputError` for a teacher with a bent head."""
     from compress.distill.caching import write_signals
 
     return Outcome(facts=write_signals(parent.path, config, context))

@@ -15,7 +15,7 @@ from compress.distill.signals import TeacherSignals
 from compress.distill.sparse_kl import sparse_forward_kl
 from compress.distill.targets import Targets
 from compress.errors import InputError
-from compress.train.distribution import Distribution, cross_entropy
+from compress.train.distribution import Distribution
 from compress.train.fused import Judge, fused_loss
 from compress.train.head import hidden_states, output_head, output_matrix
 from compress.train.objective import Objective
@@ -25,9 +25,14 @@ class CachedDistillation(Objective):
     """``(1 − w) · T² · KL(teacher ‖ student) + w · CE``, summed, with the teacher's part as it was cached."""
 
     def __init__(
-        self, student: PreTrainedModel, signals: TeacherSignals, label_weight: float, num_ids: int
+        self,
+        student: PreTrainedModel,
+        signals: TeacherSignals,
+        label_weight: float,
+        num_ids: int,
+        held_out: TeacherSignals | None = None,
     ) -> None:
-        """`num_ids`: how many ids the tokenizer has.
+        """`num_ids`: how many ids the tokenizer has. `held_out`: signals of text that is not learned from.
 
         Raises `InputError` for a student with fewer ids than the teacher, which the cached distributions are over, and
         for a teacher with fewer than the tokenizer.
@@ -42,35 +47,57 @@ class CachedDistillation(Objective):
             )
         if self.vocabulary < num_ids:
             raise InputError(f"the tokenizer has {num_ids} ids, but the teacher only {self.vocabulary}")
-        self._signals, self._label_weight = signals, label_weight
+        assert held_out is None or _says_what(held_out) == _says_what(signals)
+        self._signals, self._held_out, self._label_weight = signals, held_out, label_weight
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
-        assert batch.rows is not None, "cached signals are found by the numbers of rows"
-        labels_N = batch.targets
-        targets = self._signals.at(batch.rows.tolist()).to(batch.ids.device)
-        assert len(targets) == len(labels_N), "signals of other rows, or with other marks"
+        labels_N, targets = batch.targets, _targets(self._signals, batch)
         return self._judged(
             batch, lambda student, tokens: self._loss(student, targets[tokens], labels_N[tokens])
         )
 
     @torch.no_grad()
     def held_out(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
-        """Return the text's cross-entropy: of text that is not learned from, the teacher was not asked."""
-        labels_N = batch.targets
-        loss, count = self._judged(batch, lambda student, tokens: cross_entropy(student, labels_N[tokens]))
-        return {"loss": loss}, count
+        """Return sums over the targets, without gradients, and how many there are.
+
+        They are those of `Distillation.held_out`, with ``loss`` and ``kl`` as far as the cache knows them: right on
+        average over its samples. ``kl`` and ``teacher_entropy`` are of temperature 1, and left out where the teacher
+        was asked at another.
+        """
+        assert self._held_out is not None, "the teacher was not asked about held-out text"
+        labels_N, targets = batch.targets, _targets(self._held_out, batch)
+        w, T = self._label_weight, self._held_out.about.temperature
+        sums: dict[str, Tensor] = {}
+
+        def judge(student: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
+            theirs, labels_n = targets[tokens], labels_N[tokens]
+            found = {
+                "student_entropy": student.entropy(),
+                "same_top": student.logits.argmax(-1) == theirs.likeliest,
+                "label_loss": student.log_normalizer - student.logits.gather(-1, labels_n[:, None])[:, 0],
+            }
+            divergence = self._kl(student, student.at_temperature(T), theirs)
+            if T == 1:
+                found |= {"kl": divergence[0], "teacher_entropy": theirs.entropy_N}
+            for name, value_n in found.items():
+                sums[name] = sums.get(name, 0) + value_n.sum()
+            return mixed_loss(student, labels_n, lambda _: divergence, w, T)
+
+        loss, count = self._judged(batch, judge)
+        return {"loss": loss, **sums}, count
 
     def _loss(self, student: Distribution, targets: Targets, labels_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses of a tile ``[N]`` and their gradients in the student's logits ``[N, V]``."""
         w, T = self._label_weight, self._signals.about.temperature
+        return mixed_loss(student, labels_N, lambda tempered: self._kl(student, tempered, targets), w, T)
 
-        def divergence(tempered: Distribution) -> tuple[Tensor, Tensor]:
-            if tempered is student and w > 0:  # the labels' gradient needs what the teacher's is written over
-                tempered = replace(student, probs=student.probs.clone())
-            return sparse_forward_kl(tempered, targets)
-
-        return mixed_loss(student, labels_N, divergence, w, T)
+    def _kl(self, student: Distribution, tempered: Distribution, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return forward KL to the student at the cache's temperature, and its gradient there."""
+        if tempered is student and self._label_weight > 0:
+            # The labels' gradient needs what the teacher's is written over.
+            tempered = replace(student, probs=student.probs.clone())
+        return sparse_forward_kl(tempered, targets)
 
     def _judged(self, batch: Batch, judge: Judge) -> tuple[Tensor, int]:
         """Return the summed losses of the batch's targets, and how many there are."""
@@ -79,3 +106,15 @@ class CachedDistillation(Objective):
         return fused_loss(hidden_ND, weight_VD, bias_V, lambda group: judge, self._head.softcap), len(
             hidden_ND
         )
+
+
+def _targets(signals: TeacherSignals, batch: Batch) -> Targets:
+    """Return what the teacher said of a batch, beside `Batch.targets`."""
+    assert batch.rows is not None, "cached signals are found by the numbers of rows"
+    targets = signals.at(batch.rows.tolist()).to(batch.ids.device)
+    assert len(targets) == len(batch.targets), "signals of other rows, or with other marks"
+    return targets
+
+
+def _says_what(signals: TeacherSignals) -> tuple[int, float]:
+    return signals.about.vocabulary, signals.about.temperature

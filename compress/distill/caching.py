@@ -50,7 +50,7 @@ class Start(Record):
 
 
 def write_signals(teacher: Path, config: Config, context: Context) -> dict[str, JsonValue]:
-    """Write the signals of all rows training will read into ``context.folder``; return facts about them."""
+    """Write the signals of all rows that will be read into ``context.folder``; return facts about them."""
     data = PackedTokens.open(context.inputs["data"].path)
     rows = rows_read(data, config, context.seed)
     start = _started(context.partial, config, data.sequence_length)
@@ -76,7 +76,9 @@ def write_signals(teacher: Path, config: Config, context: Context) -> dict[str, 
 
 
 def rows_read(data: PackedTokens, config: Config, seed: int) -> list[int]:
-    """Return the numbers of the rows that training on so many tokens reads, ascending."""
+    """Return the numbers of the first rows, or of those that training on so many tokens reads, ascending."""
+    if config.first_rows is not None:
+        return list(range(min(config.first_rows, data.num_sequences)))
     if config.tokens is None:
         return list(range(data.num_sequences))
     training = TrainingSettings(tokens=config.tokens, batch_tokens=config.batch_tokens)

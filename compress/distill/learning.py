@@ -41,7 +41,10 @@ def objective_from_cache(
             "part; leave out `cache_teacher`"
         )
     signals = TeacherSignals.open(context.inputs["signals"].path)
-    objective = CachedDistillation(student, signals, config.label_weight, ids.num_ids)
+    held_out = None
+    if config.held_out is not None:
+        held_out = TeacherSignals.open(context.inputs["held_out_signals"].path)
+    objective = CachedDistillation(student, signals, config.label_weight, ids.num_ids, held_out)
 
     def check() -> dict[str, JsonValue]:
         found = cache_check.kept(context.partial)

@@ -40,6 +40,12 @@ class Targets:
     def __len__(self) -> int:
         return len(self.ids_NK)
 
+    @property
+    def likeliest(self) -> Tensor:
+        """The likeliest id of each token ``[N]``, the lowest of several."""
+        place_N1 = self.probs_NK[:, : self.num_likely].argmax(-1, keepdim=True)
+        return self.ids_NK.gather(-1, place_N1)[:, 0]
+
     def __getitem__(self, tokens: slice) -> "Targets":
         """Return the targets of some of the tokens."""
         return self._each(lambda tensor: tensor[tokens])

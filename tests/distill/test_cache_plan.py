@@ -122,6 +122,50 @@ def test_trainings_that_read_all_of_the_data_share_whatever_their_length(plan):
     assert signals.work.disk_bytes == 130 * 32 * 64
 
 
+WATCHED = {"held_out": "heldout", "held_out_rows": 4}
+
+
+def test_all_students_of_a_teacher_are_measured_by_the_same_answers(plan):
+    made = plan(
+        NARROW,
+        recover("a", "narrow", **WATCHED),
+        SMALL,
+        recover("b", "small", tokens="1k", cache_teacher="{tail: bucket}", **WATCHED),
+        recover("c", "small", held_out="heldout", held_out_rows=2),
+    )
+    first, held_out, second, fewer = caches(made)
+    for name, of_training, of_held_out in (
+        ("a", first, held_out),
+        ("b", second, held_out),
+        ("c", first, fewer),
+    ):
+        assert made[name].inputs["signals"] == of_training.name
+        assert made[name].inputs["held_out_signals"] == of_held_out.name
+    assert held_out.inputs == {"data": "data/heldout"} and held_out.parent == "original"
+    assert (held_out.config.first_rows, held_out.config.samples, fewer.config.first_rows) == (4, 64, 2)
+    assert held_out.work.disk_bytes == 250 * 8 * 64, "at most all eight rows"
+
+
+def test_held_out_text_is_asked_about_anew_only_for_other_answers(plan):
+    def key(**settings):
+        made = plan(NARROW, recover("a", "narrow", **{**WATCHED, **settings}))
+        return made[made["a"].inputs["held_out_signals"]].key
+
+    assert key() == key(learning_rate=1e-3) == key(label_weight=0.5) == key(cache_teacher="{top_k: 8}")
+    changes = (
+        {"held_out_rows": 5},
+        {"temperature": 2},
+        {"attend_across_documents": "true"},
+        {"teacher": "narrow"},
+    )
+    assert len({key(), *(key(**change) for change in changes)}) == 5
+
+
+def test_a_rehearsal_asks_about_four_held_out_rows(plan):
+    made = plan(NARROW, recover("a", "narrow", held_out="heldout"), rehearsal=True)
+    assert made[made["a"].inputs["held_out_signals"]].config.first_rows == 4
+
+
 ALL = 32 * 64
 """The tokens of the data."""
 

@@ -271,20 +271,6 @@ def test_the_comparison_is_made_once_and_changes_no_bit(teacher, tmp_path, monke
     assert {name: again.facts[name] for name in told} == told != {name: first.facts[name] for name in told}
 
 
-def test_held_out_text_is_measured_by_its_own_tokens(teacher, tmp_path):
-    made = cached(teacher, tmp_path / "signals")
-    student = load_model(parent(tmp_path / "student").path)
-    objective = CachedDistillation(student, TeacherSignals.open(made.path), 0.0, 259)
-    other = PackedTokens.open(tokens(tmp_path / "other", torch.randint(3, 200, (30, 9))).path)
-    batch = other.learning_batch([28, 29])  # numbers that the signals do not have
-    with torch.no_grad():
-        figures, count = objective.held_out(batch)
-        logits_BTV = student(input_ids=batch.ids).logits[:, :-1]
-    expected = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), batch.targets, reduction="sum")
-    assert count == 16
-    torch.testing.assert_close(figures["loss"], expected)
-
-
 def test_a_student_with_fewer_ids_than_the_teacher_is_refused(teacher, tmp_path):
     signals = TeacherSignals.open(cached(teacher, tmp_path / "signals").path)
     student = load_model(parent(tmp_path / "student", vocab_size=200).path)
