@@ -6,6 +6,7 @@ renamed when it is whole. A process alone writes one file instead (`compress.tra
 both, so that work is taken up by any number of processes.
 """
 
+import os
 import shutil
 import time
 import warnings
@@ -83,18 +84,19 @@ class ShardedCheckpoints:
 
     def drop(self) -> None:
         """Delete them: the work goes on from another."""
-        for path in self._folder.glob("sharded-*"):
-            shutil.rmtree(path)
+        _delete(list(self._folder.glob("sharded-*")))
 
     def write(self, training: Training) -> None:
         """Write a new checkpoint, then drop older ones. Whatever moment processes die at, a whole one is there."""
         started = time.monotonic()
         final = self._folder / f"sharded-{training.step:09d}"
-        if self._team.agree(final.exists()):
+        if self._team.agree(final.exists()):  # the work was taken up there, which is all that is new
+            if self._team.leads:
+                _note(_split(training)[1], final)
             return
         temporary = self._folder / "sharded.new"
         if self._team.leads:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _delete([temporary, *self._folder.glob("deleted-*")])
             temporary.mkdir()
         self._team.wait()
         tensors, rest = _split(training)
@@ -135,8 +137,26 @@ class ShardedCheckpoints:
             sync_folder(path)
         temporary.rename(final)
         sync_folder(self._folder)
-        for path in older:
-            shutil.rmtree(path)
+        _delete(older)
+
+
+def _note(rest: State, checkpoint: Path) -> None:
+    """Replace what a checkpoint says besides its tensors."""
+    path = checkpoint / "rest.pt"
+    # Which of a file and this was written last is told by the time it was written.
+    written_at = path.stat().st_mtime_ns
+    temporary = path.with_suffix(".new")
+    torch.save(rest, temporary)
+    os.utime(temporary, ns=(written_at, written_at))
+    sync_folder(temporary)
+    temporary.replace(path)
+
+
+def _delete(folders: list[Path]) -> None:
+    """Delete folders, each of which is no checkpoint any more before the first of its files is gone."""
+    for folder in folders:
+        if folder.exists():
+            shutil.rmtree(folder.rename(folder.with_name(f"deleted-{folder.name.removeprefix('deleted-')}")))
 
 
 def _split(training: Training) -> tuple[dict[str, Any], State]:

@@ -30,6 +30,15 @@ class StopsAfterFour(FakeContext):
         pass
 
 
+class StopsAtOnce(StopsAfterFour):
+    """Killed before the first step is told of."""
+
+    after = 1
+
+    def progress(self, done, total, unit, **figures):
+        raise Stopped
+
+
 class StopsAfterOne(StopsAfterFour):
     """Asked to stop after the first step."""
 
@@ -77,6 +86,32 @@ def test_a_team_and_a_process_alone_take_up_each_others_work(tmp_path, order):
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("result", "whole"))
     for name, expected in theirs.items():
         torch.testing.assert_close(ours[name], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("gone", ["rest.pt", "tensors"])
+def test_killed_while_a_teams_checkpoint_is_deleted_work_goes_on(tmp_path, monkeypatch, gone):
+    model = parent(tmp_path / "parent")
+    run(model, tmp_path / "whole", False)
+    with pytest.raises(Stopped):
+        run(model, tmp_path / "result", True, StopsAfterFour)
+    with monkeypatch.context() as patched:
+        patched.setattr(sharded.shutil, "rmtree", lambda folder: killed_within(folder, gone))
+        with pytest.raises(Stopped):  # alone, it drops the team's checkpoint when its own is written
+            run(model, tmp_path / "result", False)
+    with pytest.raises(Stopped):
+        run(model, tmp_path / "result", True, StopsAtOnce)
+    outcome, work = run(model, tmp_path / "result", False)
+    assert work.reports[0][0] == 5 * CONFIG.batch_tokens and outcome.facts["resumed"] == 3
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("result", "whole"))
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=0, atol=2e-5)
+
+
+def killed_within(folder, gone):
+    if folder.exists():
+        path = folder / gone
+        path.unlink() if path.is_file() else [each.unlink() for each in path.iterdir()]
+        raise Stopped
 
 
 def test_the_best_weights_so_far_are_taken_up_too(tmp_path):
