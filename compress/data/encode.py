@@ -1,7 +1,9 @@
 """Documents → token ids with what is to be learned of them.
 
 A text stands between the tokenizer's marks, ``BOS text EOS`` (either mark only where the tokenizer has it). A
-conversation stands as its chat template writes it, whose marks are its own.
+conversation stands as its chat template writes it, whose marks are its own. What is blank then, empty or nothing but
+space, is skipped: marks around nothing would teach to end before anything is said, and some data sets hold many such
+rows.
 """
 
 from collections.abc import Iterator
@@ -57,16 +59,21 @@ class Encoder:
         return self._chat is not None
 
     def encode(self, documents: Iterator[Document]) -> Iterator[Encoded]:
-        """Yield each document encoded. Raises `InputError` for ids the model has no embedding for."""
+        """Yield each document encoded, but for the blank ones.
+
+        Raises `InputError` for ids the model has no embedding for.
+        """
         while batch := list(islice(documents, BATCH_DOCUMENTS)):
-            rendered = [self._render(document) for document in batch]
+            rendered = [made for made in map(self._render, batch) if made.text.strip()]
+            if not rendered:
+                continue
             tokens = self._tokenizer(
                 [document.text for document in rendered],
                 add_special_tokens=False,
                 return_attention_mask=False,
                 return_offsets_mapping=any(document.answers is not None for document in rendered),
             )
-            offsets = tokens.get("offset_mapping") or [None] * len(batch)
+            offsets = tokens.get("offset_mapping") or [None] * len(rendered)
             for document, ids, spans in zip(rendered, tokens["input_ids"], offsets, strict=True):
                 yield self._encoded(document, ids, spans)
 

@@ -1,8 +1,8 @@
 """Documents → token ids → equal rows on disk, streaming: memory holds one batch of documents.
 
-Documents are joined (`compress.data.encode` says with which marks between them) and the stream is cut into rows
-without padding; a rest too short for a row is dropped. Where each document begins, and what is to be learned where
-that is not everything, is kept beside the ids.
+Documents are joined (`compress.data.encode` says with which marks between them, and skips blank ones) and the stream
+is cut into rows without padding; a rest too short for a row is dropped. Where each document begins, and what is to be
+learned where that is not everything, is kept beside the ids.
 """
 
 import json
@@ -21,7 +21,7 @@ from compress.records import Artifact, JsonValue, Outcome
 if TYPE_CHECKING:
     from compress.data.encode import Encoded, Encoder
 
-VERSION = 2
+VERSION = 3
 ACCEPTS = ("tokenizer", "hf")
 PRODUCES = "tokens"
 

@@ -120,8 +120,20 @@ def test_a_tokenizer_that_cannot_tell_where_its_tokens_lie_is_refused(bytes_toke
 
 
 def test_texts_among_conversations_keep_their_own_marks(bytes_tokenizer):
-    made = list(Encoder(bytes_tokenizer, None, PLAIN).encode(iter(["ab", CHAT, ""])))
+    made = list(Encoder(bytes_tokenizer, None, PLAIN).encode(iter(["ab", CHAT, "c"])))
     assert bytes_tokenizer.decode(made[0].ids) == "<s>ab</s>"
     assert made[0].learned.all() and not made[1].learned.all()
-    assert made[2].ids.tolist() == [0, 1]
+    assert bytes_tokenizer.decode(made[2].ids) == "<s>c</s>"
     assert [len(e.ids) == len(e.learned) for e in made] == [True] * 3
+
+
+def test_what_holds_nothing_is_no_document(bytes_tokenizer):
+    said_nothing = Conversation(({"role": "user", "content": " "},), "here")
+    blank = ["", " ", "\n\t", "\u3000", said_nothing] * 200  # more than are encoded at once
+    made = list(Encoder(bytes_tokenizer, None, "{{ messages[0].content }}").encode(iter([*blank, " ab\n"])))
+    assert [bytes_tokenizer.decode(document.ids) for document in made] == ["<s> ab\n</s>"]
+
+
+def test_an_answer_without_words_still_ends_its_turn(bytes_tokenizer):
+    silent = Conversation((MESSAGES[1], {"role": "assistant", "content": ""}), "here")
+    assert answers(bytes_tokenizer, PLAIN, silent) == ["</s>"]

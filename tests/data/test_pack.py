@@ -51,6 +51,31 @@ def test_documents_are_joined_by_bos_and_eos_and_come_back(byte_tokenizer, conte
     assert outcome.facts["text_bytes"] == round(31 * 36 / 37)
 
 
+def test_blank_texts_are_packed_nowhere_and_counted_nowhere(byte_tokenizer, tmp_path):
+    lines = {"full": ["ab", "cd"], "gappy": ["", "ab", " \n", "cd", ""]}
+    made = {}
+    for name, texts in lines.items():
+        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        context = FakeContext(tmp_path / f"out-{name}")
+        settings = {"paths": [str(tmp_path / name)]}
+        outcome = pack.run(
+            byte_tokenizer, pack.Config(source="jsonl", settings=settings, sequence_length=4), context
+        )
+        made[name] = (outcome.facts, (context.folder / "tokens.bin").read_bytes())
+    assert made["gappy"] == made["full"]
+    assert made["full"][0]["documents"] == 2
+
+
+def test_nothing_but_blank_texts_is_refused(byte_tokenizer, context, tmp_path):
+    (tmp_path / "blank.jsonl").write_text('{"text": ""}\n' * 9)
+    settings = {"paths": [str(tmp_path / "blank.jsonl")]}
+    with pytest.raises(InputError, match="has 0 tokens: too little for one row of 4"):
+        packed_by(byte_tokenizer, context, source="jsonl", settings=settings, sequence_length=4)
+    mixture = {"parts": [{"source": "jsonl", **settings}, {"source": "demo"}], "on_end": "repeat"}
+    with pytest.raises(InputError, match=r"part 1 \(jsonl\) holds no text to repeat"):
+        packed_by(byte_tokenizer, context, source="mixture", settings=mixture, sequence_length=4, samples=9)
+
+
 def test_the_asked_rows_are_made_and_no_more(byte_tokenizer, tmp_path):
     for asked in ({"samples": 5}, {"tokens": 5 * 16 - 3}, {"samples": 5, "tokens": 1000}):
         context = FakeContext(tmp_path / str(asked))
