@@ -1,5 +1,6 @@
 """Messages between a user and an assistant, as sources hand them on: checked here, rendered where the tokenizer is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,10 @@ def document(value: object, where: str) -> Document:
     """Return what a field holds: a text as it stands, a list of ``{role, content}`` as a conversation.
 
     Keys without a value are left out, as columnar files fill in every key that any message has. Raises `InputError`,
-    which begins with `where`, for anything else.
+    which begins with `where`, for anything else, and for text that is none in UTF-8.
     """
     if isinstance(value, str):
+        _check_characters(value, where)
         return value
     if not isinstance(value, list):
         raise InputError(f"{where} holds neither text nor a list of messages but {type(value).__name__}")
@@ -44,6 +46,7 @@ def document(value: object, where: str) -> Document:
 def _message(item: object, where: str) -> Message:
     if not isinstance(item, dict):
         raise InputError(f"{where}: expected {{role, content}}, found {type(item).__name__}")
+    _check_characters(item, where)
     message = {key: value for key, value in item.items() if value is not None}
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not (isinstance(content, str) or "tool_calls" in message):
@@ -51,3 +54,20 @@ def _message(item: object, where: str) -> Message:
             f"{where}: expected the texts `role` and `content`, found {', '.join(item) or 'nothing'}"
         )
     return message
+
+
+def _check_characters(value: object, where: str) -> None:
+    """Raise for half a character (a surrogate), which JSON can write and no tokenizer reads, at any depth."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: character {error.start + 1} is half a character, {value[error.start]!a}, without the other "
+                "half: the text was cut, or escaped wrongly"
+            ) from error
+    elif isinstance(value, Mapping):
+        _check_characters([*value.keys(), *value.values()], where)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_characters(item, where)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from compress.data.conversation import Conversation, document
@@ -35,3 +37,25 @@ def test_a_turn_that_only_calls_tools_needs_no_content():
 def test_anything_else_is_told_with_its_place(value, message):
     with pytest.raises(InputError, match=message):
         document(value, "here")
+
+
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ("so 🙂" + HALF, "here:"),
+        ([{"role": "user", "content": "hi"}, {"role": "user", "content": HALF}], "here, message 2:"),
+        ([{"role": HALF, "content": "hi"}], "here, message 1:"),
+        ([{"role": "user", "content": "hi", "tool_calls": [{"name": [HALF]}]}], "here, message 1:"),
+        ([{"role": "user", "content": "hi", "tool_calls": [{HALF: 1}]}], "here, message 1:"),
+    ],
+)
+def test_half_a_character_is_told_with_its_place(value, where):
+    with pytest.raises(InputError, match=rf"{where} .*half a character.*\\ud83d"):
+        document(value, "here")
+
+
+def test_both_halves_of_a_character_are_one():
+    assert document(json.loads(r'"\ud83d\ude42"'), "here") == "🙂"

@@ -91,6 +91,11 @@ def test_json_lines_yield_their_field(tmp_path):
         ("{", r"a\.jsonl:2: not JSON"),
         ("[1]", r"a\.jsonl:2: not a JSON object but list"),
         ('{"txt": "x"}', r"no field 'text'; did you mean 'txt'"),
+        (r'{"text": "\ud83d"}', r"a\.jsonl:2: the field 'text': .*half a character"),
+        (
+            r'{"text": [{"role": "user", "content": "\ud83d"}]}',
+            r"a\.jsonl:2: the field 'text', message 1: .*half a character",
+        ),
         ('{"text": 3}', r"a\.jsonl:2: the field 'text' holds neither text nor a list of messages but int"),
     ],
 )
@@ -183,6 +188,20 @@ def test_a_parquet_row_without_text_is_named(tmp_path):
     config = table(tmp_path / "a.parquet", text=["x", "y", None])
     with pytest.raises(InputError, match=r"a\.parquet, row 3: the column 'text' holds neither text nor"):
         list(parquet.documents(config, 0))
+
+
+@pytest.mark.parametrize("bytes_", [b"\xed\xa0\xbd", b"\xff"], ids=["half a character", "no character"])
+def test_a_parquet_row_that_is_not_utf8_is_named(tmp_path, bytes_):
+    """A writer is free to put any bytes into a column of text."""
+    texts = pyarrow.array([b"fine", b"so " + bytes_], type=pyarrow.binary()).view(pyarrow.string())
+    with pytest.raises(InputError, match=r"a\.parquet, row 2: the column 'text' is not UTF-8 text"):
+        list(parquet.documents(table(tmp_path / "a.parquet", text=texts), 0))
+    roles = pyarrow.array(["user", "user"])
+    said = pyarrow.ListArray.from_arrays(
+        [0, 1, 2], pyarrow.StructArray.from_arrays([roles, texts], ["role", "content"])
+    )
+    with pytest.raises(InputError, match=r"a\.parquet, row 2: the column 'said' is not UTF-8 text"):
+        list(parquet.documents(table(tmp_path / "a.parquet", said=said), 0))
 
 
 def test_a_file_that_is_not_parquet_is_refused(tmp_path):

@@ -1,8 +1,8 @@
 """Parquet files: one row a document, a text or a conversation in one of the columns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field
 
@@ -31,13 +31,22 @@ class Config(StepConfig):
 def documents(config: Config, seed: int) -> Iterator[Document]:
     """Yield the documents in their order (the seed changes nothing). Raises `InputError` with file and row."""
     for path in config.paths:
-        for number, value in enumerate(_column(require_file(path), config.field), start=1):
-            yield document(value, f"{path}, row {number}: the column '{config.field}'")
+        number = 0
+        try:
+            for number, value in enumerate(_column(require_file(path), config.field), start=1):
+                yield document(value, _place(path, number, config.field))
+        except UnicodeDecodeError as error:
+            place = _place(path, number + 1, config.field)
+            raise InputError(f"{place} is not UTF-8 text: {error}") from error
 
 
 def digest(config: Config, memo: DigestMemo) -> str:
     """Return the SHA-256 over the files' contents and the column's name."""
     return f"{digest_files(config.paths, memo)}:{config.field}"
+
+
+def _place(path: str, row: int, field: str) -> str:
+    return f"{path}, row {row}: the column '{field}'"
 
 
 def _column(path: Path, field: str) -> Iterator[Any]:
@@ -52,6 +61,17 @@ def _column(path: Path, field: str) -> Iterator[Any]:
                     f"{path}: no column '{field}'{nearest(field, columns)} There are: {', '.join(columns)}"
                 )
             for batch in file.iter_batches(BATCH_ROWS, columns=[field]):
-                yield from batch.column(0).to_pylist()
+                yield from _values(batch.column(0))
     except (ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _values(column: Any) -> Iterable[Any]:
+    """Return the values; where one is not UTF-8, one at a time, so that it is known which raises `UnicodeDecodeError`.
+
+    Parquet's writers are free to put any bytes into a column of text.
+    """
+    try:
+        return cast(list[Any], column.to_pylist())
+    except UnicodeDecodeError:
+        return (value.as_py() for value in column)
