@@ -204,7 +204,7 @@ class Training:
             "student": self.weights(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.numerics.device != "cpu" else [],
+            "cuda_rng": torch.cuda.get_rng_state() if self.numerics.device != "cpu" else None,
             **self.rest(),
         }
 
@@ -212,8 +212,8 @@ class Training:
         """Become what `state` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
         self.take_up(state["student"], state)
 
     def rest(self) -> State:

@@ -17,6 +17,7 @@ from compress.plugins import Context
 from compress.records import JsonValue
 from compress.train.batches import Rows
 from compress.train.checkpoint import State
+from compress.train.distributed import Team
 from compress.train.held_out import held_out_batches, held_out_means
 from compress.train.numerics import Numerics
 from compress.train.objective import Objective
@@ -97,6 +98,8 @@ class Watch:
             with numerics.autocast():
                 answers = self._answers(objective, student)
             student.train(was_training)
+        # A team stops or goes on as one, even if its processes should differ in a last bit.
+        held_out, answers = Team.current().agree((held_out, answers))
         if not held_out:
             raise StepFailed("no token of the held-out rows is to be predicted: they hold no answers")
         return self.note(step, held_out, answers, weights)

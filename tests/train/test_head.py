@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 from compress.data.batch import Batch
 from compress.errors import InputError
 from compress.models.checkpoint import quiet
-from compress.train.head import output_head
+from compress.train import head
+from compress.train.head import OutputHead, output_head
 from compress.train.objective import NextToken
 from tests.models.tiny import TRAINABLE, tiny_model, token_ids
 
@@ -74,6 +75,15 @@ def test_logits_that_are_scaled_or_bent_are_learned_as_the_model_makes_them(conf
     )
     for our, their in pairs:
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
+
+
+def test_in_bf16_a_scale_that_is_no_power_of_two_is_known_too():
+    torch.manual_seed(0)
+    config = GraniteConfig(**SMALL, logits_scaling=6.0)
+    with quiet():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    assert output_head(model).scale == 1 / 6
+    assert not head._makes_its_logits(OutputHead(1 / 6.5, None), model)
 
 
 def test_a_model_that_makes_logits_in_another_way_is_refused():
