@@ -2,11 +2,15 @@
 
 Which characters are answers a template may say itself (``{% generation %}``). Most do not: then the conversation is
 rendered up to each answer and after it, which says the same as long as what comes later changes nothing before it.
+
+A template may write today's date (``strftime_now``). Here that is always the same day: the same data then give the same
+tokens tomorrow, and have the same key.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from compress.data.conversation import ANSWERS, Conversation, Message
@@ -18,6 +22,11 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """Characters from, up to but not including."""
 
+TODAY = datetime(2024, 7, 26)
+"""What day it is to a template: the one that Llama 3.2's writes where it is told none."""
+
+_DIRECTIVES = (*"aAbBcCdDeFfGghHIjmMnpRSTtuUVwWxXyYZz", "-d", "-H", "-I", "-j", "-m", "-M", "-S", "-y")
+"""What `strftime` writes, each after a ``%``."""
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -41,12 +50,13 @@ class ChatTemplate:
                 "use a tokenizer with a tokenizer.json"
             )
         try:
-            self._template: str = tokenizer.get_chat_template() if template is None else template
+            written: str = tokenizer.get_chat_template() if template is None else template
         except ValueError as error:
             raise InputError(
                 "the data holds conversations and the model's tokenizer has no chat template for them: "
                 "give the path of one as `chat_template` beside the source"
             ) from error
+        self._template = _dated(written)
         self._marks_answers = bool(_GENERATION.search(self._template))
         self._names = tokenizer.special_tokens_map
         self._specials = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
@@ -105,6 +115,23 @@ class ChatTemplate:
         except (TemplateError, TypeError, KeyError) as error:
             raise InputError(f"{conversation.where}: the chat template refuses it: {error}") from error
         return texts[0], spans[0] if marks else []
+
+
+def _dated(template: str) -> str:
+    """Return a template to which it is always `TODAY`.
+
+    transformers gives templates a ``strftime_now`` that asks the clock, and lets no function be passed in its place. A
+    macro of that name goes before it. The line break after it is dropped in rendering, so that the template still
+    begins at the beginning of a line, on which the space there depends.
+    """
+    if "strftime_now" not in template:
+        return template
+    written = "".join(f"|replace('%{part}', {TODAY.strftime(f'%{part}')!r})" for part in _DIRECTIVES)
+    return (
+        "{% macro strftime_now(format) %}{% for part in format.split('%%') %}"
+        f"{{{{ '' if loop.first else '%' }}}}{{{{ part{written} }}}}"
+        "{% endfor %}{% endmacro %}\n"
+    ) + template
 
 
 def _check_answers(conversation: Conversation, text: str) -> None:

@@ -21,7 +21,7 @@ from compress.records import Artifact, JsonValue, Outcome
 if TYPE_CHECKING:
     from compress.data.encode import Encoded, Encoder
 
-VERSION = 3
+VERSION = 4
 ACCEPTS = ("tokenizer", "hf")
 PRODUCES = "tokens"
 

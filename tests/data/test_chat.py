@@ -1,11 +1,11 @@
 import pytest
 from transformers import AutoTokenizer
 
-from compress.data.chat import ChatTemplate
+from compress.data.chat import TODAY, ChatTemplate
 from compress.data.conversation import Conversation
 from compress.data.encode import Encoder
 from compress.errors import InputError
-from tests.data.chats import CHAT, FORGETTING, MARKED, MESSAGES, PLAIN, REFUSING
+from tests.data.chats import ASKS, CHAT, FORGETTING, MARKED, MESSAGES, PLAIN, REFUSING
 from tests.models import small_tokenizers
 
 
@@ -137,3 +137,49 @@ def test_what_holds_nothing_is_no_document(bytes_tokenizer):
 def test_an_answer_without_words_still_ends_its_turn(bytes_tokenizer):
     silent = Conversation((MESSAGES[1], {"role": "assistant", "content": ""}), "here")
     assert answers(bytes_tokenizer, PLAIN, silent) == ["</s>"]
+
+
+DATED = (
+    "{%- if strftime_now is defined %}{%- set today = strftime_now('%d %b %Y') %}"
+    "{%- else %}{%- set today = 'unknown' %}{%- endif %}"
+    "Today Date: {{ today }}\n"
+) + PLAIN
+"""As Llama 3.2's template asks for the date."""
+
+
+@pytest.mark.parametrize("template", [DATED, DATED + MARKED.replace(ASKS, "")], ids=["plain", "marked"])
+def test_today_is_always_the_same_day_to_a_template(bytes_tokenizer, template):
+    rendered = ChatTemplate(bytes_tokenizer, template).render(CHAT)
+    assert rendered.text.startswith("Today Date: 26 Jul 2024\n<s>system")
+    assert {rendered.text[start:stop] for start, stop in rendered.answers} == {
+        "In Arlen.</s>",
+        "  15 🙂!</s>",
+    }
+
+
+@pytest.mark.parametrize(
+    "format",
+    ["%Y-%m-%d", "%d %B %Y", "%A, %-d. %b %y", "%H:%M:%S %p %I", "%j %U %W %w %u %V %G", "%c|%x|%X|%D|%F|%T",
+     "%%d is 100%%, %%%d", "no date", "%e %h %-m %-H %-I %-M %-S %-j %f %C %R"],
+)  # fmt: skip
+def test_a_template_writes_the_day_as_python_would(bytes_tokenizer, format):
+    text = ChatTemplate(bytes_tokenizer, f"{{{{ strftime_now('{format}') }}}}" + PLAIN).render(CHAT).text
+    assert text.partition("<s>")[0] == TODAY.strftime(format)
+
+
+def test_a_template_may_ask_for_the_day_anywhere(bytes_tokenizer):
+    template = "{% macro day() %}{{ strftime_now('%F') }}{% endmacro %}" + PLAIN.replace(
+        "{{ m.content }}", "{{ day() }} {{ m.content }}"
+    )
+    assert ChatTemplate(bytes_tokenizer, template).render(CHAT).text.count("2024-07-26") == len(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "before", ["\n", "  ", "\n  \n", "{# a comment #}\n", "  {%- if true %}{% endif %}\n\n"]
+)
+def test_fixing_the_day_changes_nothing_else(bytes_tokenizer, before):
+    plain = ChatTemplate(bytes_tokenizer, before + PLAIN).render(CHAT)
+    with_day = ChatTemplate(
+        bytes_tokenizer, before + PLAIN + "{% if false %}{{ strftime_now('') }}{% endif %}"
+    )
+    assert with_day.render(CHAT) == plain
