@@ -1,6 +1,7 @@
 """Shapes: N tokens, V vocabulary."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -269,6 +270,18 @@ def test_the_comparison_is_made_once_and_changes_no_bit(teacher, tmp_path, monke
     again, _ = distilled(student, teacher, tmp_path / "second", cache_teacher={})
     assert payload(tmp_path / "first") == payload(tmp_path / "second")
     assert {name: again.facts[name] for name in told} == told != {name: first.facts[name] for name in told}
+
+
+def test_a_row_of_which_nothing_is_learned_has_no_loss(teacher, tmp_path):
+    """In a team, a process that has no row left reads one all the same."""
+    made = cached(teacher, tmp_path / "signals")
+    student = load_model(parent(tmp_path / "student").path)
+    objective = CachedDistillation(student, TeacherSignals.open(made.path), 0.0, 259)
+    batch = PackedTokens.open(tmp_path / "tokens").learning_batch([3])
+    loss, count = objective(replace(batch, learned=torch.zeros_like(batch.ids, dtype=torch.bool)))
+    loss.backward()
+    assert count == 0 and float(loss.detach()) == 0
+    assert all(not p.grad.any() for p in student.parameters())
 
 
 def test_a_student_with_fewer_ids_than_the_teacher_is_refused(teacher, tmp_path):
