@@ -1,10 +1,10 @@
 """How a target is stored: sorted ids in about 14 bits each, probabilities in 8, all targets in equally many bytes.
 
 A probability is written as how far its logarithm is below the largest one's, d, on a scale that is finer where
-probabilities are larger: the code is c = round(255 · √(d / R)), where R is the target's own largest d. So
-|d̂ − d| ≤ √(d R) / 255 + R / 255² / 4, and d̂ = 0 for the largest. Likely and sampled ids have an R each. The masses of
-the likely are scaled to what the exactly stored tail leaves for them; the largest of the sampled is stored as a share
-of the tail.
+probabilities are larger: the code is c = round(255 · √(d / R)), where R is the target's own largest d, and 0 only for
+the largest, which so stays the only one. So |d̂ − d| ≤ √(d R) / 255 + R / 255². Likely and sampled ids have an R each.
+The masses of the likely are scaled to what the exactly stored tail leaves for them; the largest of the sampled is
+stored as a share of the tail.
 
 Shapes: N tokens, K likely ids, S sampled ids.
 """
@@ -99,6 +99,7 @@ def _codes(probs_NK: Array) -> tuple[Array, Array]:
     safe_N1 = np.maximum(range_N.astype(np.float32), np.finfo(np.float32).tiny)[:, None]
     # R in fp16 may be a little less than the largest d.
     codes = np.minimum(np.rint(STEPS * np.sqrt(below_NK / safe_N1)), STEPS)
+    codes = np.where(below_NK > 0, np.maximum(codes, 1), codes)
     return codes.astype(np.uint8), range_N
 
 

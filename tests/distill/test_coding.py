@@ -31,7 +31,7 @@ def assert_within_the_bound(after_NK, before_NK):
     )
     range_N1 = below_NK.amax(-1, keepdim=True)
     # R is stored with 11 bits.
-    bound_NK = (below_NK * range_N1).sqrt() / STEPS + range_N1 / (4 * STEPS**2) + range_N1 * 2**-11 + 1e-5
+    bound_NK = (below_NK * range_N1).sqrt() / STEPS + range_N1 / STEPS**2 + range_N1 * 2**-11 + 1e-5
     assert ((decoded_NK - below_NK).abs() <= bound_NK)[below_NK < FARTHEST].all()
 
 
@@ -59,6 +59,21 @@ def test_a_vocabulary_that_is_all_likely_leaves_nothing_to_sample(samples):
     torch.testing.assert_close(
         sparse_loss(student_NV, after), sparse_loss(student_NV, before), rtol=0.02, atol=0.02
     )
+
+
+def test_the_likeliest_id_stays_the_only_one_however_close_the_next():
+    logits_NV = trained_like(8, 259)
+    first_N2 = logits_NV.topk(2).indices.sort(-1).values
+    logits_NV.scatter_(-1, first_N2, torch.tensor([[6.0, 6.00001]]).expand(8, 2))
+    _, before, after = coded(logits_NV, 24, 16)
+    assert torch.equal(before.likeliest, logits_NV.argmax(-1))
+    assert torch.equal(after.likeliest, logits_NV.argmax(-1))
+
+
+def test_of_equals_the_lowest_id_counts_as_the_likeliest():
+    logits_NV = torch.tensor([[0.0, 3.0, 1.0, 3.0]])
+    _, _, after = coded(logits_NV, 3, 0)
+    assert after.likeliest.tolist() == logits_NV.argmax(-1).tolist() == [1]
 
 
 def test_a_mass_below_all_meaning_is_still_one():
