@@ -6,9 +6,9 @@ many threads share a sum or how many sequences share a matrix product.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -39,13 +39,27 @@ class Numerics(Record):
     checkpoint_activations: bool = False
     gave_way: tuple[str, ...] = ()
     """What was changed when memory ran out."""
+    sums_vary: str = ""
+    """Why sums on GPUs may be formed in another order each time; empty where they are not."""
 
     def facts(self) -> dict[str, JsonValue]:
         """Return what the record keeps, and whether the same bytes would come again on such a machine."""
-        facts = self.model_dump(exclude={"gave_way"}) | {"bit_exact": not self.gave_way}
-        if self.gave_way:
-            facts["bit_exact_ended_by"] = f"memory ran out: {'; '.join(self.gave_way)}"
+        ended_by = [f"memory ran out: {'; '.join(self.gave_way)}"] if self.gave_way else []
+        ended_by += [self.sums_vary] if self.sums_vary else []
+        facts = self.model_dump(exclude={"gave_way", "sums_vary"}) | {"bit_exact": not ended_by}
+        if ended_by:
+            facts["bit_exact_ended_by"] = "; ".join(ended_by)
         return facts
+
+    @property
+    def sums_in_one_order(self) -> bool:
+        """Whether gradients are computed with deterministic algorithms only. A processor has no others."""
+        return self.device != "cpu" and not self.sums_vary
+
+    def without_one_order(self, error: RuntimeError) -> "Numerics":
+        """Return these after an operation was refused for having no deterministic algorithm."""
+        operation = str(error).split(" does not have")[0]
+        return self.model_copy(update={"sums_vary": f"on this GPU {operation} sums in any order"})
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context a forward pass runs in."""
@@ -69,8 +83,14 @@ def resolve(
     if path.exists():
         return Numerics.model_validate_json(path.read_text(encoding="utf-8"))
     numerics = _decide(settings, schedule)
-    if numerics.device != "cpu" and not team.is_launched:
-        numerics = on_gpu(numerics)
+    if numerics.device != "cpu":
+        if team.is_launched:
+            # One process that fails in a backward pass would leave the others waiting.
+            numerics = numerics.model_copy(
+                update={"sums_vary": "several GPUs are not held to one order of sums"}
+            )
+        else:
+            numerics = on_gpu(numerics)
     keep(folder, numerics)
     return numerics
 
@@ -85,19 +105,42 @@ def keep(folder: Path, numerics: Numerics) -> None:
 
 @contextmanager
 def applied(numerics: Numerics) -> Iterator[None]:
-    """Compute as `numerics` says inside this block; on CUDA with deterministic algorithms."""
+    """Compute as `numerics` says inside this block; on CUDA with deterministic algorithms where there are any."""
     threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(numerics.num_threads)
-    if numerics.device != "cpu":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with freed_memory_kept() if numerics.device == "cpu" else nullcontext():
+        with freed_memory_kept() if numerics.device == "cpu" else deterministic(warn_only=True):
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+
+
+@contextmanager
+def deterministic(warn_only: bool) -> Iterator[None]:
+    """Use deterministic algorithms on GPUs inside this block; without `warn_only` no others.
+
+    Attention's backward pass is deterministic only where no others are allowed. Raises `RuntimeError`
+    (`has_no_deterministic`) for an operation that has no such algorithm.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    memory.fill_uninitialized_memory = False  # filling takes time, and nothing reads such memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        memory.fill_uninitialized_memory = fills
+
+
+def has_no_deterministic(error: BaseException) -> bool:
+    """Whether an operation was refused because it has no deterministic algorithm."""
+    return "does not have a deterministic implementation" in str(error)
 
 
 def has_fast_bf16(device: str) -> bool:

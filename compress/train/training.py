@@ -1,6 +1,7 @@
 """A training under way: what one step does, and everything it changes."""
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from compress.train.batches import Batches
 from compress.train.checkpoint import State
 from compress.train.distributed import Team, reshard
 from compress.train.memory import recompute_activations
-from compress.train.numerics import Numerics
+from compress.train.numerics import Numerics, deterministic, has_no_deterministic
 from compress.train.optimizer import adamw, average_and_clip
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
@@ -72,15 +73,13 @@ class Training:
         that are to be learned (rows of a long question): there is no mean.
         """
         self._step_started = time.monotonic()
-        self.optimizer.zero_grad(set_to_none=True)
-        device = self.numerics.device
-        own, own_tokens = torch.zeros((), device=device), 0
-        for batch in self._team.share(self._batches.at(self.step), self.numerics.micro_batch):
-            with self.numerics.autocast():
-                loss, count = self._objective(batch.to(device))
-            loss.backward()
-            own += loss.detach()
-            own_tokens += count
+        try:
+            own, own_tokens = self._sum_gradients()
+        except RuntimeError as error:
+            if not has_no_deterministic(error):
+                raise
+            self.numerics = self.numerics.without_one_order(error)
+            own, own_tokens = self._sum_gradients()
         total, num_tokens = self._team.sums(float(own), own_tokens)
         if num_tokens == 0:
             return None
@@ -88,6 +87,20 @@ class Training:
         share = num_tokens / self._team.size
         grad_norm = average_and_clip(self.student.parameters(), share, self._max_grad_norm)
         return total / num_tokens, grad_norm
+
+    def _sum_gradients(self) -> tuple[Tensor, int]:
+        """Give the student the gradient of this process's summed loss; return that loss, and of how many tokens."""
+        self.optimizer.zero_grad(set_to_none=True)
+        numerics = self.numerics
+        total, num_tokens = torch.zeros((), device=numerics.device), 0
+        for batch in self._team.share(self._batches.at(self.step), numerics.micro_batch):
+            with numerics.autocast():
+                loss, count = self._objective(batch.to(numerics.device))
+            with deterministic(warn_only=False) if numerics.sums_in_one_order else nullcontext():
+                loss.backward()
+            total += loss.detach()
+            num_tokens += count
+        return total, num_tokens
 
     def update(self, loss: float) -> None:
         """Take the optimizer's step and note how it went."""

@@ -75,6 +75,24 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(micro_batch, dtype, 
         torch.testing.assert_close(part, whole, rtol=0, atol=error)
 
 
+class OnlyInAnyOrder(NextToken):
+    """Its gradient is refused, as on a GPU, where only deterministic algorithms are allowed."""
+
+    def forward(self, batch):
+        loss, count = super().forward(batch)
+        loss.register_hook(lambda _: torch._prims_common.alert_not_deterministic("scan_backward"))
+        return loss, count
+
+
+def test_an_operation_without_a_deterministic_algorithm_ends_the_claim_of_exactness(tmp_path, monkeypatch):
+    monkeypatch.setattr(Numerics, "sums_in_one_order", property(lambda numerics: not numerics.sums_vary))
+    _, facts, _ = train(tmp_path / "any order", OnlyInAnyOrder)
+    _, exact, _ = train(tmp_path / "one order")
+    assert exact["bit_exact"] and exact["loss"] == facts["loss"] and not facts["bit_exact"]
+    assert facts["bit_exact_ended_by"] == "on this GPU scan_backward sums in any order"
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 @pytest.mark.parametrize("precision", ["auto", "fp32"])
 def test_training_learns_and_tells_how_it_went(tmp_path, precision):
     student, facts, context = train(tmp_path, precision=precision, tokens=16 * 4 * 40)
