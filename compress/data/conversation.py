@@ -1,6 +1,6 @@
 """Messages between a user and an assistant, as sources hand them on: checked here, rendered where the tokenizer is."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,9 @@ Document = str | Conversation
 def document(value: object, where: str) -> Document:
     """Return what a field holds: a text as it stands, a list of ``{role, content}`` as a conversation.
 
-    Keys without a value are left out, as columnar files fill in every key that any message has. Raises `InputError`,
-    which begins with `where`, for anything else, and for text that is none in UTF-8.
+    Keys without a value are left out, as columnar files fill in every key that any message has. A content in parts,
+    ``{type: text, text: …}``, becomes one text. Raises `InputError`, which begins with `where`, for anything else, and
+    for half characters.
     """
     if isinstance(value, str):
         _check_characters(value, where)
@@ -48,12 +49,33 @@ def _message(item: object, where: str) -> Message:
         raise InputError(f"{where}: expected {{role, content}}, found {type(item).__name__}")
     _check_characters(item, where)
     message = {key: value for key, value in item.items() if value is not None}
-    role, content = message.get("role"), message.get("content")
-    if not isinstance(role, str) or not (isinstance(content, str) or "tool_calls" in message):
+    if isinstance(message.get("content"), list):
+        message["content"] = "".join(_text(message["content"], where))
+    if not (message.keys() >= {"role", "content"} or message.keys() >= {"role", "tool_calls"}):
         raise InputError(
-            f"{where}: expected the texts `role` and `content`, found {', '.join(item) or 'nothing'}"
+            f"{where}: expected the texts `role` and `content`, found {', '.join(message) or 'nothing'}"
         )
+    for key in ("role", "content"):
+        if key in message and not isinstance(message[key], str):
+            raise InputError(f"{where}: `{key}` must be text, found {type(message[key]).__name__}")
     return message
+
+
+def _text(parts: list[Any], where: str) -> Iterator[str]:
+    """Yield the texts of a content in parts, which templates that read parts write with nothing between them."""
+    for number, part in enumerate(parts, start=1):
+        if not isinstance(part, dict):
+            found = type(part).__name__
+        elif part.get("type") != "text":
+            found = f"the type {part.get('type')!r}"
+        elif not isinstance(part.get("text"), str):
+            found = f"{type(part.get('text')).__name__} as its text"
+        else:
+            yield part["text"]
+            continue
+        raise InputError(
+            f"{where}: only text can be read: part {number} of `content` must be {{type: text, text: …}}, found {found}"
+        )
 
 
 def _check_characters(value: object, where: str) -> None:

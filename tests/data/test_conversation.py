@@ -22,6 +22,19 @@ def test_a_turn_that_only_calls_tools_needs_no_content():
     assert message == {"role": "assistant", "tool_calls": calls}
 
 
+TEXT = {"type": "text", "text": "hi, "}
+
+
+def said(*parts):
+    return {"role": "user", "content": list(parts)}
+
+
+def test_content_in_parts_of_text_is_their_text():
+    """As columnar files hold it, whose parts all have the keys of any."""
+    value = [said(TEXT, {"type": "text", "text": "ho\n", "image": None}), said(TEXT), said()]
+    assert [message["content"] for message in document(value, "here").messages] == ["hi, ho\n", "hi, ", ""]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -30,7 +43,15 @@ def test_a_turn_that_only_calls_tools_needs_no_content():
         ([], "here holds a conversation without messages"),
         (["hi"], "here, message 1: expected {role, content}, found str"),
         ([{"from": "human", "value": "hi"}], "expected the texts `role` and `content`, found from, value"),
-        ([{"role": "user", "content": ["hi"]}], "message 1: expected the texts `role` and `content`"),
+        ([{"role": "user"}], "message 1: expected the texts `role` and `content`, found role"),
+        ([{"role": "user", "content": {"text": "hi"}}], "message 1: `content` must be text, found dict"),
+        ([{"role": 1, "content": "hi"}], "message 1: `role` must be text, found int"),
+        ([{"role": "assistant", "content": 3, "tool_calls": []}], "1: `content` must be text, found int"),
+        ([{"role": "user", "content": None}], "expected the texts `role` and `content`, found role$"),
+        ([said("hi")], "1: only text can be read: part 1 of `content` must be {type: text, .*, found str"),
+        ([said(TEXT, {"type": "image"})], "part 2 of `content` must be .*, found the type 'image'"),
+        ([said({"text": "hi"})], "part 1 of `content` must be .*, found the type None"),
+        ([said({"type": "text", "text": 3})], "part 1 of `content` must be .*, found int as its text"),
         ([{"role": "user", "content": "hi"}, {}], "message 2: expected .* found nothing"),
     ],
 )
