@@ -112,8 +112,13 @@ class ChatTemplate:
                 return_assistant_tokens_mask=marks,
                 **self._names,
             )
-        except (TemplateError, TypeError, KeyError) as error:
-            raise InputError(f"{conversation.where}: the chat template refuses it: {error}") from error
+        except (ImportError, MemoryError):
+            raise  # no matter of the template
+        except (
+            Exception
+        ) as error:  # a template is a program: whatever it raises is about it and what it was given
+            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+            raise InputError(f"{conversation.where}: the chat template refuses it: {kind}{error}") from error
         return texts[0], spans[0] if marks else []
 
 

@@ -108,6 +108,28 @@ def test_what_a_template_refuses_is_told_with_its_place(bytes_tokenizer):
         encoded(bytes_tokenizer, template=REFUSING)
 
 
+@pytest.mark.parametrize(
+    ("expression", "error"),
+    [
+        ("1 // 0", "ZeroDivisionError: integer division"),
+        ("messages[0].content.index('missing')", "ValueError: substring not found"),
+        ("messages[0].tool_calls[0]", "'dict object' has no attribute 'tool_calls'"),
+        ("'%d' % 'x'", "TypeError: %d format"),
+        ("namespace(a=1, **{'a': 2}).a", "TypeError: .*multiple values"),
+        ("range(10 ** 9)", "OverflowError: Range too big"),
+        ("'{x}'.format()", "KeyError: 'x'"),
+    ],
+)
+def test_whatever_a_template_raises_is_told_with_its_place(bytes_tokenizer, expression, error):
+    with pytest.raises(InputError, match=rf"chats\.jsonl:3: the chat template refuses it: {error}"):
+        encoded(bytes_tokenizer, template=f"{{{{ {expression} }}}}" + PLAIN)
+
+
+def test_a_template_that_calls_itself_for_ever_is_told_with_its_place(bytes_tokenizer):
+    with pytest.raises(InputError, match=r"chats\.jsonl:3: .*RecursionError"):
+        encoded(bytes_tokenizer, template="{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}")
+
+
 def test_a_template_is_run_in_a_sandbox(bytes_tokenizer):
     with pytest.raises(InputError, match=r"refuses it: .*unsafe"):
         encoded(bytes_tokenizer, template="{{ ''.__class__.__mro__[1].__subclasses__() }}")
