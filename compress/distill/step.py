@@ -56,7 +56,7 @@ class Config(TrainingSettings):
     """Ask the teacher once about all of the data, keep its answers in about 130 bytes a token, and train from them:
     ``true``, or settings. It pays where the data are read several times, by several epochs or students. For forward KL,
     and within a small error that the record states. Of held-out text the teacher is asked too, and in all caches alike:
-    its figures are those of a running teacher, with `loss` and `kl` right to about 0.2 %; only at temperatures other
+    its figures are those of a running teacher, with `loss` and `kl` right to about 0.3 %; only at temperatures other
     than 1 there are no `kl` and no `teacher_entropy`."""
     teacher_precision: Literal["auto", "bf16", "fp32", "int8", "nf4"] = "auto"
     """What the teacher's weights are kept in: ``auto`` is as they are stored, or fp32 where bf16 is slow. ``int8`` and
