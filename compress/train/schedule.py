@@ -1,4 +1,8 @@
-"""How a budget of tokens becomes optimizer steps, and how fast each of them learns."""
+"""How a budget of tokens becomes optimizer steps, and how fast each of them learns.
+
+Steps are whole batches and batches whole rows, each the nearest number and at least one. What is trained on is thus the
+budget to within half a batch; only one of less than half a row is exceeded by more.
+"""
 
 import math
 from dataclasses import dataclass
@@ -53,6 +57,6 @@ class Schedule:
 
 
 def batch_tokens(tokens: int) -> int:
-    """Return the batch for a budget: enough steps to follow a schedule, batches no larger than help."""
+    """Return the batch for a budget: enough steps to follow a schedule, no larger than helps, nor than the budget."""
     low, high = BATCH_TOKENS
-    return min(max(tokens // ABOUT_STEPS, low), high)
+    return min(max(tokens // ABOUT_STEPS, low), high, tokens)

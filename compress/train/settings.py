@@ -48,7 +48,8 @@ class TrainingSettings(StepConfig):
     data: DataRef = "recovery"
     """The pipeline's data to learn from, repeated in a new order when it is shorter than `tokens`."""
     tokens: Count
-    """How many tokens to train on, rounded to whole batches: ``2B``, ``1.6M``, ``500k`` or a number."""
+    """How many tokens to train on: ``2B``, ``1.6M``, ``500k`` or a number. Rounded to the nearest whole batches, and
+    at least one."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """The highest learning rate. 1e-4 suits recovery after pruning; tiny models bear 1e-3 and more, and `lora` about
     ten times what all weights do."""
@@ -63,7 +64,8 @@ class TrainingSettings(StepConfig):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients longer than this are shortened to it."""
     batch_tokens: Count | None = None
-    """Tokens an optimizer step averages over. Left out: enough for about 2000 steps, within 2k and 512k."""
+    """Tokens an optimizer step averages over, at most `tokens`. Rounded to the nearest whole rows of the data, and at
+    least one. Left out: enough for about 2000 steps, within 2k and 512k, and no more than `tokens`."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Sequences that are in memory at once; it does not change the batch. Left out: on a GPU the largest power of two
     that fits, found by trying, on a processor about 2000 tokens. It is halved when memory runs out later."""
@@ -99,6 +101,15 @@ class TrainingSettings(StepConfig):
     GPUs they share the processor's cores. On GPUs set `micro_batch`: what fits is not tried out for a team."""
     checkpoint_seconds: float = Field(default=30.0, ge=0)
     """Seconds between checkpoints; longer where writing one takes long (at most a twentieth of the time)."""
+
+    @model_validator(mode="after")
+    def _a_batch_is_within_the_budget(self) -> Self:
+        if self.batch_tokens is not None and self.batch_tokens > self.tokens:
+            raise ValueError(
+                f"'batch_tokens' ({self.batch_tokens:,}) is more than 'tokens' ({self.tokens:,}): a single step would "
+                "train on more than asked for; make it smaller, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _evaluates_on_other_data(self) -> Self:

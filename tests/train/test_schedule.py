@@ -38,10 +38,32 @@ def test_a_budget_below_one_sequence_is_one_step_of_one_sequence():
 
 
 @pytest.mark.parametrize(
-    ("tokens", "batch"), [(100_000, 2_048), (100 * 10**6, 50_000), (94 * 10**9, 524_288)]
+    ("tokens", "batch"),
+    [
+        (100, 100),
+        (2_048, 2_048),
+        (3_000, 2_048),
+        (100_000, 2_048),
+        (100 * 10**6, 50_000),
+        (94 * 10**9, 524_288),
+    ],
 )
 def test_the_batch_grows_with_the_budget_within_bounds(tokens, batch):
     assert batch_tokens(tokens) == batch
+
+
+@pytest.mark.parametrize("tokens", [10, 100, 1_000, 2_047, 2_048, 5_000, 100_000])
+def test_a_budget_is_met_to_half_a_batch_whatever_its_size(tokens):
+    plan = schedule(tokens=tokens)
+    assert abs(plan.num_tokens - tokens) <= plan.batch_tokens / 2
+
+
+def test_a_batch_larger_than_the_budget_is_refused_naming_both():
+    with pytest.raises(
+        ValidationError, match=r"'batch_tokens' \(1,000,000\) is more than 'tokens' \(100,000\)"
+    ):
+        schedule(tokens="100k", batch_tokens="1M")
+    assert schedule(tokens="1M", batch_tokens="1M").num_steps == 1
 
 
 def test_a_rehearsal_is_eight_small_steps_with_everything_else_as_set():
