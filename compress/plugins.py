@@ -32,9 +32,9 @@ GROUP = "compress.plugins"
 
 
 class StepConfig(BaseModel):
-    """The base of every plugin's settings: immutable, documented per field, no unknown keys."""
+    """The base of every plugin's settings: immutable, documented per field, no unknown keys, numbers all finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Reference:

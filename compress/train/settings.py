@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compress.data.world import DEMO_TASKS
 from compress.errors import InputError
@@ -10,6 +10,8 @@ from compress.models.layout import is_encoder
 from compress.plugins import DataRef, Manner, StepConfig
 from compress.quantities import Count
 from compress.records import ModelSpec
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Lora(StepConfig):
@@ -21,6 +23,15 @@ class Lora(StepConfig):
     """The adapters' product is multiplied by alpha / rank. Keep it at twice the rank, and the learning rate with it."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Which layers get one: all linear ones but the output head, or names such as ``q_proj``."""
+
+    @field_validator("targets")
+    @classmethod
+    def _are_some(
+        cls, targets: Literal["all-linear"] | tuple[str, ...]
+    ) -> Literal["all-linear"] | tuple[str, ...]:
+        if not targets:
+            raise ValueError("name at least one layer, or write 'all-linear'")
+        return targets
 
 
 class Launch(StepConfig):
@@ -59,8 +70,8 @@ class TrainingSettings(StepConfig):
     """Where the cosine ends, as a share of `learning_rate`."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay (AdamW), on matrices only: norms and biases keep their scale."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """How slowly AdamW forgets the gradient's mean and square."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """How slowly AdamW forgets the gradient's mean and square, each below 1."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients longer than this are shortened to it."""
     batch_tokens: Count | None = None

@@ -157,6 +157,9 @@ def test_total_variation_is_never_above_one():
         ({"use": "mixture", "of": []}, "mixture.of: Tuple should have at least 1 item"),
         ({"use": "mixture", "of": [{"use": "jds"}]}, "no divergence is called 'jds'"),
         ({"use": "mixture", "of": [{"use": "jsd", "weight": 0}]}, "`weight` must be a number above 0"),
+        ({"use": "mixture", "of": [{"use": "jsd", "weight": math.inf}]}, "`weight` must be a number above 0"),
+        ({"use": "mixture", "of": [{"use": "jsd", "weight": math.nan}]}, "`weight` must be a number above 0"),
+        ({"use": "mixture", "of": [{"use": "jsd", "weight": 10**400}]}, "`weight` must be a number above 0"),
     ],
 )
 def test_a_wrong_setting_is_told_what_is_allowed(wrong, said):

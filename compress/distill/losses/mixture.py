@@ -1,5 +1,6 @@
 """A weighted sum of other divergences."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
@@ -42,7 +43,8 @@ def divergence(student: "Distribution", teacher: "Distribution", config: Config)
 
 def _weight(part: dict[str, Any]) -> float:
     weight = part.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not 0 < weight <= sys.float_info.max:  # neither infinite nor NaN
         raise ValueError(f"`weight` must be a number above 0, found {weight!r}")
     return float(weight)
 

@@ -1,0 +1,61 @@
+"""What `train` and `distill` are told, refused when the plan is made rather than in the middle of a step."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from compress import plugins
+from compress.data.sources import mixture
+from compress.distill import step
+from compress.plugins import StepConfig
+from compress.train.settings import Lora, TrainingSettings
+
+STEPS = [*plugins.step_names(), "data.pack", "train.initialize", "distill.cache_teacher"]
+
+
+class Nested(StepConfig):
+    pair: tuple[float, float] = (0.0, 0.0)
+    share: float | None = None
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_no_setting_of_any_plugin_is_infinite_or_no_number(number):
+    for wrong in ({"share": number}, {"pair": (0.0, number)}):
+        with pytest.raises(ValidationError, match="finite number"):
+            Nested(**wrong)
+    for name in STEPS:
+        assert plugins.internal(name).Config.model_config["allow_inf_nan"] is False
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+@pytest.mark.parametrize(
+    "field",
+    ["learning_rate", "weight_decay", "max_grad_norm", "temperature", "hidden_weight", "checkpoint_seconds"],
+)
+def test_training_takes_finite_numbers(field, number):
+    with pytest.raises(ValidationError, match=rf"{field}\n.*finite number"):
+        step.Config(tokens=100, **{field: number})
+
+
+@pytest.mark.parametrize("number", [math.inf, math.nan])
+def test_the_shares_of_a_mixture_of_data_are_finite(number):
+    parts = [{"source": "demo"}, {"source": "demo", "weight": number}]
+    with pytest.raises(ValidationError, match=r"weight\n.*finite number"):
+        mixture.Config.model_validate({"parts": parts})
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.95), (0.9, 1.0), (-0.1, 0.95), (0.9, 2.0)])
+def test_adamw_forgets_at_some_time(betas):
+    with pytest.raises(ValidationError, match="betas"):
+        TrainingSettings(tokens=100, betas=betas)
+
+
+def test_adamw_may_remember_nothing():
+    assert TrainingSettings(tokens=100, betas=(0.0, 0.0)).betas == (0.0, 0.0)
+
+
+def test_lora_needs_something_to_adapt():
+    with pytest.raises(ValidationError, match="name at least one layer, or write 'all-linear'"):
+        Lora(targets=())
+    assert Lora(targets=("q_proj",)).targets == ("q_proj",)
