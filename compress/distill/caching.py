@@ -118,6 +118,8 @@ class Caching:
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             hidden_ND = self.head.scaled(hidden_states(self.teacher, batch.to(device)))
             logits = Projection.of(hidden_ND, *output_matrix(self.teacher), self.head.softcap)
+        # Autocast has decided what the large products are in; sums over the vocabulary it would round to bf16.
+        with torch.inference_mode():
             return joined(list(self._tiles(logits, places_N.to(device))))
 
     def _tiles(self, logits: Projection, places_N: Tensor) -> Iterator[Targets]:

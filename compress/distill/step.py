@@ -21,7 +21,7 @@ from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
 from compress.train.cost import PROCESS_BYTES, training_work
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 

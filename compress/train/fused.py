@@ -82,8 +82,10 @@ class _FusedLoss(torch.autograd.Function):
             (), device=hidden_ND.device, dtype=torch.promote_types(weight_VD.dtype, torch.float32)
         )
         group_tokens, tile_tokens = _sizes(student, len(weight_VD))
-        for group in slices(0, len(hidden_ND), group_tokens):
-            _add_group(total, grads, student, criterion, group, tile_tokens)
+        # Autocast has decided what the large products are in; sums over the vocabulary it would round to bf16.
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            for group in slices(0, len(hidden_ND), group_tokens):
+                _add_group(total, grads, student, criterion, group, tile_tokens)
         ctx.grads = grads and grads.all()
         return total
 

@@ -7,7 +7,7 @@ from compress.records import Artifact, ModelSpec, Outcome, Work
 from compress.train.cost import training_work
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 

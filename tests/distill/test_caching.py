@@ -78,6 +78,19 @@ def test_a_teacher_that_bends_its_logits_is_kept_as_it_bends_them(tmp_path):
     torch.testing.assert_close(targets.probs_NK, p_NV.gather(-1, targets.ids_NK), rtol=0.05, atol=1e-6)
 
 
+def test_in_bf16_what_is_summed_over_the_vocabulary_is_not_rounded(teacher, tmp_path, monkeypatch):
+    make, asked = caching.sparse_targets, []
+
+    def noted(*arguments):
+        asked.append(torch.is_autocast_enabled("cpu"))
+        return make(*arguments)
+
+    monkeypatch.setattr(caching, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(caching, "sparse_targets", noted)
+    made = cached(teacher, tmp_path / "signals", precision="auto")
+    assert made.facts["precision"] == "bf16" and asked and not any(asked)
+
+
 def test_the_rows_are_those_that_training_reads(teacher, tmp_path):
     settings = step.Config(tokens=10 * 16, batch_tokens=2 * 16, cache_teacher=True)
     made = cached(teacher, tmp_path / "signals", tokens=settings.tokens, batch_tokens=settings.batch_tokens)

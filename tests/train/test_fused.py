@@ -168,6 +168,25 @@ def test_under_autocast_loss_and_gradients_are_close_to_the_exact_ones_and_produ
         assert float((our - their).norm() / their.norm()) < 0.01
 
 
+def test_under_autocast_a_judge_sees_and_computes_what_it_does_without(small_pieces):
+    """Autocast would multiply what a judge has in fp32, and the logits that are refined, in bf16."""
+    hidden_ND, weight_VD = (part.bfloat16() for part in peaked(2_000, 64, 0.0, seed=3))
+
+    def seen():
+        found = []
+
+        def judge(student, tokens):
+            found.append(torch.linalg.vecdot(student.probs, student.logits))
+            return each_is_one(student, tokens)
+
+        fused_loss(hidden_ND, weight_VD, None, lambda _: judge)
+        return torch.cat(found)
+
+    alone = seen()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(seen(), alone)
+
+
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """What a GPU does: products of bf16 come out in fp32, and the output matrix's gradient is summed in place."""
