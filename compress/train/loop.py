@@ -80,7 +80,8 @@ def fit(
 
 def _place(objective: nn.Module, numerics: Numerics) -> None:
     for model in (m for m in objective.children() if isinstance(m, PreTrainedModel)):
-        model.set_attn_implementation(numerics.attention)
+        # Scores that are bent (Gemma 2) only plain products compute.
+        model.set_attn_implementation(numerics.attention if model._supports_sdpa else "eager")
     objective.to(numerics.device)
 
 

@@ -25,6 +25,13 @@ def test_the_prediction_is_what_is_written(family, tied, dtype, tmp_path):
     assert outcome.spec == step.predict(model.spec, CONFIG)
 
 
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
+def test_a_model_whose_attention_has_no_fused_kernel_is_trained(family, tmp_path):
+    config = CONFIG.model_copy(update={"precision": "fp32"})  # else rows as short are attended to plainly
+    outcome = step.run(parent(tmp_path / "parent", family), config, context(tmp_path / "result"))
+    assert outcome.facts["loss"] < outcome.facts["curve"][0]["loss"]
+
+
 def test_the_result_loads_and_scores_better_than_its_parent(tmp_path):
     model = parent(tmp_path / "parent")
     step.run(model, CONFIG.model_copy(update={"tokens": 16 * 4 * 30}), context(tmp_path / "result"))
