@@ -9,11 +9,12 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from compress.errors import InputError
-from compress.models.checkpoint import auto_class, load_model, load_tokenizer, quiet
+from compress.models.checkpoint import DTYPES, auto_class, load_tokenizer, quiet
 from compress.models.device import default_device
-from compress.models.spec import read_spec
+from compress.models.spec import read_spec, stored_dtype
 from compress.models.token_map import mapped_ids
 from compress.models.tokenizer_json import FILE
+from compress.train.distributed import load_at_leader
 from compress.train.numerics import has_fast_bf16
 
 TeacherPrecision = Literal["auto", "bf16", "fp32", "int8", "nf4"]
@@ -25,13 +26,14 @@ def load_teacher(
     """Return the teacher with its weights kept as asked.
 
     ``auto`` is the dtype they are stored in, fp32 where `precision` says so or bf16 is slow. ``int8`` (LLM.int8) and
-    ``nf4`` (QLoRA) round all linear layers but the head; the teacher is then on its device already.
+    ``nf4`` (QLoRA) round all linear layers but the head; the teacher is then on its device already. In a team only the
+    leader holds weights of the others.
     """
     fast = precision != "fp32" and has_fast_bf16(default_device())
     if kept_in in ("int8", "nf4"):
         return _rounded(folder, kept_in, torch.bfloat16 if fast else torch.float32)
     dtypes = {"auto": None if fast else torch.float32, "bf16": torch.bfloat16, "fp32": torch.float32}
-    return load_model(folder, dtype=dtypes[kept_in])
+    return load_at_leader(folder, dtype=dtypes[kept_in] or DTYPES[stored_dtype(read_spec(folder))])
 
 
 def _rounded(folder: Path, kept_in: TeacherPrecision, dtype: torch.dtype) -> PreTrainedModel:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -17,7 +19,7 @@ from transformers.utils import logging
 
 from compress.errors import InputError, StepFailed
 from compress.models.layout import is_encoder
-from compress.models.spec import copy_tokenizer, read_spec, stored_dtype
+from compress.models.spec import copy_tokenizer, read_config, read_spec, stored_dtype
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """torch's dtypes by their safetensors names."""
@@ -40,6 +42,18 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = 
         )
     _check_loaded(folder, model, info)
     return model.to(device).eval()
+
+
+def outline_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model that `load_model` gives, in eval mode, its parameters without memory or values (meta).
+
+    No weight is read. Buffers are there: they follow from the configuration.
+    """
+    with quiet(), init_empty_weights(include_buffers=False):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model: PreTrainedModel = auto_class(read_config(folder)).from_config(config, dtype=dtype)
+    model.tie_weights()
+    return model.eval()
 
 
 def auto_class(config: dict[str, Any]) -> Any:

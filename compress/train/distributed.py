@@ -3,22 +3,29 @@
 Every process holds a part of student, teacher and optimizer (FSDP2), reads its share of each batch, and knows the sums
 over all of them: so whatever is decided from loss, gradient or clock is decided alike. A process alone is a team of one
 and computes as if there were no such thing.
+
+Only the leader opens weights. The others have outlines of the models, whose parameters take no memory, until they get
+their parts: so however many processes there are, host memory holds a model once, and no device holds it whole.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
+from compress.models.checkpoint import load_model, outline_model
 
 Value = TypeVar("Value")
 
@@ -93,18 +100,28 @@ class Team:
             yield batch.rows_at(rows) if rows else _unlearned(batch.rows_at([0]))
 
 
-def shard(objective: nn.Module, device_type: str) -> None:
-    """Give every process its part of the objective's models, layer by layer; each must hold the same whole now.
+def load_at_leader(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model in a folder, in eval mode: in the leader with its weights on the CPU, else without (meta).
+
+    Raises as `compress.models.checkpoint.load_model` does, in the leader.
+    """
+    return (load_model if Team.current().leads else outline_model)(folder, dtype=dtype)
+
+
+def shard(objective: nn.Module, device: str) -> None:
+    """Give every process its part of what the leader holds of the objective's models, layer by layer, on its device.
 
     The objective's own call gathers what lies outside the student's layers; that part of a teacher stays whole, as does
-    a teacher in 8 or 4 bits: its layers hold more than parameters, and are small.
+    a teacher in 8 or 4 bits, which every process has opened: its layers hold more than parameters, and are small.
     """
-    mesh = init_device_mesh(device_type, (dist.get_world_size(),))
+    mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     for model in _models(objective):
         if not all(parameter.is_floating_point() for parameter in model.parameters()):
             continue
         for layer in _layers(model):
+            _hand_out(layer, device)
             fully_shard(layer, mesh=mesh)
+        _hand_out(model, device)
     student: PreTrainedModel = objective.student
     others = [model for model in _models(objective) if model is not student]
     kept_whole = {p for model in others for p in model.parameters() if not hasattr(p, "placements")}
@@ -122,6 +139,40 @@ def reshard(objective: nn.Module) -> None:
 def whole_weights(model: nn.Module) -> dict[str, Any]:
     """Return the gathered state on the CPU, in the leader; nothing in the others."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def without_weights(model: nn.Module, *others: Any) -> Any:
+    """Return copies of a model, its parameters without memory (meta), and of what refers to it."""
+    empty = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()
+    }
+    return copy.deepcopy((model, *others), empty)
+
+
+def _hand_out(module: nn.Module, device: str) -> None:
+    """Put the leader's parameters and buffers into every process's module; what is sharded already stays as it is."""
+    stores: Iterator[dict[str, Any]] = (s for m in module.modules() for s in (m._parameters, m._buffers))
+    places = [
+        (store, name)
+        for store in stores
+        for name, tensor in store.items()
+        if tensor is not None and not isinstance(tensor, DTensor)
+    ]
+    dtypes = Team.current().agree([store[name].dtype for store, name in places])
+    handed: dict[Tensor, Tensor] = {}  # what is in several places stays one
+    for (store, name), dtype in zip(places, dtypes, strict=True):
+        own = store[name]
+        if own not in handed:
+            handed[own] = _of_leader(own, dtype, device)
+        store[name] = handed[own]
+
+
+def _of_leader(own: Tensor, dtype: torch.dtype, device: str) -> Tensor:
+    """Return the leader's tensor, on the device. `own`: what this process has in its place, of the same shape."""
+    leads = Team.current().leads
+    whole = own.detach().to(device) if leads else torch.empty(own.shape, dtype=dtype, device=device)
+    dist.broadcast(whole, src=0)
+    return nn.Parameter(whole, own.requires_grad) if isinstance(own, nn.Parameter) else whole
 
 
 def _unlearned(batch: Batch) -> Batch:

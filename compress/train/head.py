@@ -43,7 +43,8 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     config = model.config
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     head = OutputHead(scale, getattr(config, "final_logit_softcapping", None))
-    if not _makes_its_logits(head, model):
+    # Without weights nothing can be computed: the process of a team that has them looks for all.
+    if model.device.type != "meta" and not _makes_its_logits(head, model):
         raise InputError(
             f"a model of type '{config.model_type}' computes its logits by more than one linear layer; "
             "it cannot be trained here"

@@ -82,7 +82,8 @@ def _place(objective: nn.Module, numerics: Numerics) -> None:
     for model in (m for m in objective.children() if isinstance(m, PreTrainedModel)):
         # Scores that are bent (Gemma 2) only plain products compute.
         model.set_attn_implementation(numerics.attention if model._supports_sdpa else "eager")
-    objective.to(numerics.device)
+    if not Team.current().is_launched:  # a team's models come to their devices in parts
+        objective.to(numerics.device)
 
 
 def _too_small(numerics: Numerics, error: BaseException) -> str:

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 
 from compress.data.tokens import PackedTokens
 from compress.errors import InputError
-from compress.models.checkpoint import DTYPES, load_model, load_tokenizer, save_model
+from compress.models.checkpoint import DTYPES, load_tokenizer, save_model
 from compress.models.pruning_map import copy_map
 from compress.models.spec import read_spec, stored_dtype
 from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome
-from compress.train.distributed import Team, whole_weights
+from compress.train.distributed import Team, load_at_leader, whole_weights, without_weights
 from compress.train.loop import fit
 from compress.train.settings import Lora, TrainingSettings
 from compress.train.tasks import WatchedTasks
@@ -28,8 +28,10 @@ def train_student(
     objective: Callable[[PreTrainedModel], nn.Module],
 ) -> Outcome:
     """Train the parent's model by the objective built around it; write it in the parent's dtypes."""
-    student = load_model(parent.path, dtype=torch.float32)
+    student = load_at_leader(parent.path, dtype=torch.float32)
     merge = _add_adapters(student, settings.lora, context) if settings.lora else None
+    # What gets sharded stays so: in the end a copy takes the whole.
+    unsharded = without_weights(student, merge) if Team.current().is_launched else (student, merge)
     data = PackedTokens.open(context.inputs["data"].path)
     watch = _watch(parent, settings, context)
     facts = fit(objective(student), student, data, settings, context, watch)
@@ -37,10 +39,10 @@ def train_student(
         weights = whole_weights(student)
         if not Team.current().leads:
             return Outcome()
-        # What was sharded stays so; the whole is a new model's.
-        student = load_model(parent.path, dtype=torch.float32)
-        merge = _add_adapters(student, settings.lora, context) if settings.lora else None
-        student.load_state_dict(weights)
+        student, merge = unsharded
+        student.load_state_dict(weights, assign=True)
+        student.tie_weights()
+        del weights  # lest they stay beside what they are stored as
     if merge:
         merge()
     _store_like(read_spec(parent.path), student.to("cpu"))

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress.errors import InputError
-from compress.models.checkpoint import load_model, save_model
+from compress.models.checkpoint import load_model, outline_model, save_model
 from compress.models.shards import read_shards, write_shards
 from compress.models.spec import check_tokenizer, copy_tokenizer, read_spec, stored_dtype
 from tests.models.tiny import VARIANTS, tiny_model, token_ids, variant_name, write_tiny
@@ -262,6 +262,29 @@ def test_saving_and_loading_keeps_every_bit(dtype, tmp_path):
     if dtype is torch.float32:
         assert torch.equal(model(token_ids()).logits, again(token_ids()).logits)
     assert load_model(tmp_path / "a", dtype=torch.float64).dtype == torch.float64
+
+
+def parts(model):
+    """Names that share a tensor, and its shape and dtype, of all parameters and buffers."""
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    by_tensor = {}
+    for name, tensor in named:
+        by_tensor.setdefault(tensor, []).append(name)
+    return [(names, tensor.shape, tensor.dtype) for tensor, names in by_tensor.items()]
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=variant_name)
+def test_an_outline_is_the_model_without_its_weights(family, changes, tmp_path, monkeypatch):
+    whole = load_model(write_tiny(tmp_path, family, **changes), dtype=torch.bfloat16)
+    monkeypatch.setattr("transformers.modeling_utils.safe_open", None)  # nothing is read
+    outline = outline_model(tmp_path, dtype=torch.bfloat16)
+    assert parts(outline) == parts(whole)
+    assert {p.device.type for p in outline.parameters()} == {"meta"} and not outline.training
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(outline.get_buffer(name), buffer)
 
 
 def test_the_tokenizer_is_copied_whole_and_alone(tmp_path, checkpoint):

@@ -1,13 +1,23 @@
-"""Checkpoints of a team and of a process alone: each takes up the other's work."""
+"""What each process of a team holds. Its checkpoints and those of one alone: each takes up the other's work."""
+
+import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import transformers.modeling_utils
 from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from compress.distill import step as distill
-from compress.train import checkpoint, sharded, step
-from compress.train.distributed import Team
+from compress.models.checkpoint import load_model
+from compress.records import Artifact
+from compress.train import checkpoint, distributed, loop, sharded, step
+from compress.train.distributed import Team, load_at_leader, without_weights
+from compress.train.lora import add_adapters
+from compress.train.settings import Lora
 from tests.fakes import FakeContext, Stopped
 from tests.train.inputs import context, countable_ids, parent, tokens
 
@@ -146,3 +156,104 @@ def test_a_teacher_in_eight_bits_stays_whole(tmp_path):
         work = context(tmp_path / f"{launched}", teacher=teacher)
         results.append(run_step(distill, model, config, work, launched).facts["loss"])
     assert results[0] == pytest.approx(results[1], rel=1e-6)
+
+
+DEEP = {"num_hidden_layers": 8}
+"""So that one layer is little beside the whole."""
+
+
+def num_held(module: nn.Module) -> int:
+    """How many weights of a module this process has memory for."""
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
+    return sum(p.numel() for p in local if not p.is_meta)
+
+
+class Weighed:
+    """Sharding, with a look at what the process holds before it and whenever something is put in parts."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.whole = 0
+
+    def shard(self, objective: nn.Module, device: str) -> None:
+        self.whole = sum(p.numel() for p in objective.parameters())
+        self._objective = objective
+        self.seen.append(num_held(objective))
+        distributed.shard(objective, device)
+        self.seen.append(num_held(objective))
+
+    def fully_shard(self, *args, **kwargs):
+        self.seen.append(num_held(self._objective))
+        return FULLY_SHARD(*args, **kwargs)
+
+
+FULLY_SHARD = distributed.fully_shard
+
+
+def _no_file(*_, **__):
+    raise AssertionError("only the leader reads weights")
+
+
+def member(rank: int, folder: Path, inputs: dict[str, Artifact], config: distill.Config) -> None:
+    """Be one of two processes that distill; leave word of what this one held."""
+    torch.set_num_threads(1)
+    weighed = Weighed()
+    loop.shard, distributed.fully_shard = weighed.shard, weighed.fully_shard
+    if rank > 0:
+        transformers.modeling_utils.safe_open = _no_file
+    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    work = context(folder / f"{rank}", teacher=inputs["teacher"])
+    work.partial = folder / "partial"
+    work.partial.mkdir(exist_ok=True)
+    distill.run(inputs["student"], config, work)
+    dist.barrier()
+    dist.destroy_process_group()
+    (folder / f"{rank}.json").write_text(json.dumps({"whole": weighed.whole, "seen": weighed.seen}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "tied", "lora"),
+    [("llama", False, None), ("qwen3", True, {"rank": 2}), ("qwen3_moe", False, None)],
+    ids=["untied", "tied with lora", "experts"],
+)
+def test_only_the_leader_ever_holds_a_whole_model(family, tied, lora, tmp_path):
+    made = {"tie_word_embeddings": tied, **DEEP}
+    student = parent(tmp_path / "student", family, **made)
+    teacher = parent(tmp_path / "teacher", family, dtype=torch.bfloat16, seed=1, **made)
+    config = distill.Config(**CONFIG.model_dump(exclude={"tokens", "lora"}), tokens=16 * 4 * 3, lora=lora)
+    tokens(tmp_path / "tokens")
+    torch.multiprocessing.spawn(
+        member, (tmp_path, {"student": student, "teacher": teacher}, config), nprocs=2
+    )
+    leader, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert leader["seen"][0] == leader["whole"] == other["whole"]
+    assert other["seen"][0] == 0 and max(other["seen"]) < 0.7 * other["whole"]
+    run_step(distill, student, config, context(tmp_path / "alone", teacher=teacher), False)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("0", "alone"))
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_model_is_opened_with_its_weights_in_the_leader_alone(rank, tmp_path, monkeypatch):
+    model = parent(tmp_path / "parent")
+    monkeypatch.setattr(Team, "current", lambda: Team(rank, 2, is_launched=True))
+    opened = load_at_leader(model.path, dtype=torch.float32)
+    assert {p.is_meta for p in opened.parameters()} == {rank > 0}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_copy_without_weights_becomes_the_model_again_with_them(tied, tmp_path):
+    model = load_model(parent(tmp_path / "parent", tie_word_embeddings=tied).path)
+    adapters = add_adapters(model, Lora(rank=2), seed=0)
+    copied, its_adapters = without_weights(model, adapters)
+    assert num_held(copied) == 0 and num_held(model) > 0 and its_adapters.model is copied
+    copied.load_state_dict(model.state_dict(), assign=True)
+    copied.tie_weights()
+    assert [(n, p.requires_grad) for n, p in copied.named_parameters()] == [
+        (n, p.requires_grad) for n, p in model.named_parameters()
+    ]
+    ids = torch.arange(8)[None]
+    assert torch.equal(copied(ids).logits, model(ids).logits)
