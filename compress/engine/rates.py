@@ -8,6 +8,8 @@ from compress.environment import device_class
 from compress.pipeline.plan import Node
 
 REMEMBERED = 5
+SHORT_SECONDS = 5.0
+"""Of a shorter run most is start and loading, so it seems slow. What it teaches is a lower bound of the speed."""
 ASSUMED_FLOPS_PER_SECOND = {"cpu": 1e11, "gpu": 1.5e14}
 """Before anything was measured: a couple of processor cores, and a data-centre card at a third of its peak."""
 
@@ -32,21 +34,27 @@ class Rates:
 
     def seconds(self, node: Node) -> float | None:
         """Return how long a node will take, or ``None`` where there is nothing to go by."""
-        samples = self._samples.get(self._name(node))
         if node.work.flops:
-            device = "cpu" if device_class() == "cpu" else "gpu"
-            return node.work.flops / (_median(samples) if samples else ASSUMED_FLOPS_PER_SECOND[device])
+            return node.work.flops / self._flops_per_second(node)
+        samples = self._samples.get(self._name(node))
         return _median(samples) if samples else None
 
     def learn(self, node: Node, seconds: float) -> None:
-        """Remember what a node took."""
+        """Remember what a node took, unless it was too short to say more than is believed already."""
         figure = node.work.flops / seconds if node.work.flops else seconds
+        if node.work.flops and seconds < SHORT_SECONDS and figure < self._flops_per_second(node):
+            return
         samples = self._samples.setdefault(self._name(node), [])
         samples.append(figure)
         del samples[:-REMEMBERED]
         temporary = self._path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(self._samples))
         temporary.replace(self._path)
+
+    def _flops_per_second(self, node: Node) -> float:
+        samples = self._samples.get(self._name(node))
+        device = "cpu" if device_class() == "cpu" else "gpu"
+        return _median(samples) if samples else ASSUMED_FLOPS_PER_SECOND[device]
 
     def _name(self, node: Node) -> str:
         return f"{node.use} on {device_class()}"

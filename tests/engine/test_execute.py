@@ -48,11 +48,12 @@ DRAFT = RunRecord(
 )
 
 
-def execute(home, *nodes):
+def execute(home, *nodes, rehearsal=False):
     events = []
     folder = home / "runs" / "r-12345678"
     folder.mkdir(parents=True, exist_ok=True)
-    execution = Execution(Plan(nodes=nodes), DRAFT, folder, Store(home), None, events.append)
+    plan = Plan(nodes=nodes, rehearsal=rehearsal)
+    execution = Execution(plan, DRAFT, folder, Store(home), None, events.append)
     try:
         return execution.run(), events
     finally:
@@ -71,6 +72,13 @@ def test_a_plan_is_done_once_and_then_found_in_the_store(home):
     assert [e["node"] for e in events if e["event"] == "start"] == ["first", "second"]
     _, events = execute(home, first, second)
     assert not [e for e in events if e["event"] == "start"]
+
+
+def test_a_rehearsal_teaches_nothing_about_how_long_the_real_work_takes(home):
+    execute(home, node("tiny", "fake_write", text="a"), rehearsal=True)
+    assert not (home / "rates.json").exists()
+    execute(home, node("real", "fake_write", text="b"))
+    assert (home / "rates.json").exists()
 
 
 def test_every_step_has_a_process_of_its_own(home):

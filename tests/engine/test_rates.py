@@ -1,0 +1,48 @@
+"""What the plan's times are learned from, and what teaches nothing."""
+
+import pytest
+
+from compress.engine.rates import Rates
+from compress.pipeline.plan import Node
+from compress.plugins import StepConfig
+from compress.records import Work
+
+
+@pytest.fixture(autouse=True)
+def processor(monkeypatch):
+    monkeypatch.setattr("compress.engine.rates.device_class", lambda: "cpu")
+
+
+def node(flops):
+    return Node(
+        name="taught",
+        use="train",
+        role="student",
+        kind="hf",
+        key="k",
+        config=StepConfig(),
+        work=Work(flops=flops),
+    )
+
+
+def test_a_long_run_teaches_how_fast_the_machine_is(tmp_path):
+    Rates(tmp_path).learn(node(2e11), seconds=20.0)
+    assert Rates(tmp_path).seconds(node(1e12)) == pytest.approx(100.0)
+
+
+def test_a_run_of_a_second_is_mostly_start_and_makes_no_estimate_longer(tmp_path):
+    rates = Rates(tmp_path)
+    before = rates.seconds(node(1e12))
+    rates.learn(node(1e8), seconds=1.0)
+    assert Rates(tmp_path).seconds(node(1e12)) == before
+
+
+def test_a_short_run_that_is_faster_than_believed_teaches_at_least_that(tmp_path):
+    rates = Rates(tmp_path)
+    rates.learn(node(4e11), seconds=1.0)
+    assert Rates(tmp_path).seconds(node(1e12)) == pytest.approx(2.5)
+
+
+def test_of_work_without_an_estimate_a_short_run_says_how_long_it_takes(tmp_path):
+    Rates(tmp_path).learn(node(0.0), seconds=0.5)
+    assert Rates(tmp_path).seconds(node(0.0)) == 0.5
