@@ -279,3 +279,14 @@ def test_the_style_sheet_covers_dark_paper_and_phones():
     assert "@media screen and (prefers-color-scheme: dark)" in STYLE
     assert "@media print" in STYLE and "@media (max-width: 40rem)" in STYLE
     assert Path(str(files("compress.report") / "report.html.jinja")).is_file()
+
+
+def rules_of(selector: str, style: str = STYLE) -> str:
+    """All declarations given to exactly that selector."""
+    return " ".join(re.findall(rf"^\s*{re.escape(selector)} \{{([^}}]*)\}}", style, re.MULTILINE))
+
+
+def test_on_paper_charts_stand_below_one_another_because_their_tables_do_not_scroll():
+    on_paper = STYLE[STYLE.index("@media print") :]
+    assert "overflow: visible" in rules_of(".scroll", on_paper)
+    assert "grid-template-columns: 1fr;" in rules_of(".pair", on_paper)
