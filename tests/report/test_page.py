@@ -290,3 +290,8 @@ def test_on_paper_charts_stand_below_one_another_because_their_tables_do_not_scr
     on_paper = STYLE[STYLE.index("@media print") :]
     assert "overflow: visible" in rules_of(".scroll", on_paper)
     assert "grid-template-columns: 1fr;" in rules_of(".pair", on_paper)
+
+
+def test_lines_of_a_table_stay_with_the_column_that_does_not_scroll():
+    assert "position: sticky" in rules_of(".scroll th:first-child")
+    assert "border-collapse: separate" in rules_of("table") and "collapse: collapse" not in STYLE
