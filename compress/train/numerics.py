@@ -6,7 +6,7 @@ many threads share a sum or how many sequences share a matrix product.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,10 +109,19 @@ def applied(numerics: Numerics) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(numerics.num_threads)
     try:
-        with freed_memory_kept() if numerics.device == "cpu" else deterministic(warn_only=True):
+        with _on_processor() if numerics.device == "cpu" else deterministic(warn_only=True):
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _on_processor() -> AbstractContextManager[object]:
+    """Return the context that a process alone keeps freed memory in.
+
+    A team gathers and drops every layer's weights. What outlives them comes to lie in the gaps, and a heap that is kept
+    grows to several times what is in use.
+    """
+    return nullcontext() if Team.current().is_launched else freed_memory_kept()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What each process of a team holds. Its checkpoints and those of one alone: each takes up the other's work."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from compress.distill import step as distill
 from compress.models.checkpoint import load_model
 from compress.records import Artifact
-from compress.train import checkpoint, distributed, loop, sharded, step
+from compress.train import checkpoint, distributed, loop, numerics, sharded, step
 from compress.train.distributed import Team, load_at_leader, without_weights
 from compress.train.lora import add_adapters
 from compress.train.settings import Lora
@@ -234,6 +235,14 @@ def test_only_the_leader_ever_holds_a_whole_model(family, tied, lora, tmp_path):
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         torch.testing.assert_close(ours[name], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_only_a_process_alone_keeps_freed_memory(launched, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(numerics, "freed_memory_kept", lambda: nullcontext(kept.append(True)))
+    run(parent(tmp_path / "parent"), tmp_path / "result", launched)
+    assert bool(kept) != launched
 
 
 @pytest.mark.parametrize("rank", [0, 1])
