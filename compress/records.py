@@ -97,7 +97,10 @@ class Work(Record):
 
     flops: float = 0.0
     peak_memory_bytes: int = 0
+    """Of the process that works; of each device where `devices` are several."""
     disk_bytes: int = 0
+    devices: int = 1
+    """How many share `flops` evenly: cards, or without them machines."""
 
 
 class Measurement(Record):
@@ -172,6 +175,8 @@ class StepRecord(Record):
     settings: dict[str, JsonValue]
     inputs: dict[str, str] = Field(default_factory=dict)
     seconds: float
+    device_seconds: float = 0.0
+    """What is paid for: `seconds` on each card, or without them each machine, that worked. 0 in older records."""
     peak_memory_bytes: int
     disk_bytes: int
     predicted: Size

@@ -214,6 +214,7 @@ class Execution:
                 "use": node.use,
                 "ingredients": node.ingredients,
                 "estimated_seconds": self._rates.seconds(node),
+                "devices": node.work.devices,
             },
         )
 

@@ -1,15 +1,26 @@
 """A plan as a person reads it: a line a model, cached or why not, exact sizes, estimates."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from compress.engine.events import duration
 from compress.engine.rates import Rates, estimated_memory_bytes
 from compress.engine.runs import last_ingredients
 from compress.engine.store import Store
+from compress.environment import device_class
 from compress.pipeline.advice import advice
 from compress.pipeline.plan import Node, Plan, why_not_cached
 
 HEADER = ("step", "use", "from", "parameters", "weights", "memory", "time", "cost", "state")
+
+
+class Effort(NamedTuple):
+    """What a model, or what is prepared for it, still takes."""
+
+    seconds: float | None
+    """``None`` when nothing is known about it."""
+    device_seconds: float
+    """What is paid for: the seconds on each card (or machine) that works."""
 
 
 def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None = None) -> str:
@@ -17,25 +28,25 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
 
     Parameters and bytes are exact, except (``~``) for shapes decided by measuring and what is built on them. Memory
     and time are estimates: for modules this machine has run before, from what they took; a ``~`` marks them, ``?``
-    what nothing is known about yet. Time includes the measurements. What is prepared for a step has an indented line
+    what nothing is known about yet. Time includes the measurements. Where a step is launched on several cards, memory
+    is that of each, and the cost that of all. What is prepared for a step has an indented line
     of its own above it. What could be had for less stands below.
     """
     rates = Rates(store.root)
     earlier = last_ingredients(name, store.root)
     rows = []
-    total = 0.0
+    efforts = []
     for node in plan.models:
         for prepared in plan.prepared_for(node.name):
-            seconds = _seconds(prepared, plan, store, rates)
-            total += seconds or 0.0
-            rows.append(
-                _prepared_row(prepared, _state(prepared, plan, store, earlier), seconds, usd_per_hour)
-            )
+            effort = _effort(prepared, plan, store, rates)
+            efforts.append(effort)
+            rows.append(_prepared_row(prepared, _state(prepared, plan, store, earlier), effort, usd_per_hour))
         state = _state(node, plan, store, earlier)
-        seconds = _seconds(node, plan, store, rates)
-        total += seconds or 0.0
-        rows.append(_row(node, state, seconds, usd_per_hour))
-    footer = f"about {duration(total)} of work" + _cost(total, usd_per_hour, ", about ")
+        efforts.append(_effort(node, plan, store, rates))
+        rows.append(_row(node, state, efforts[-1], usd_per_hour))
+    total = sum(effort.seconds or 0.0 for effort in efforts)
+    paid = sum(effort.device_seconds for effort in efforts)
+    footer = f"about {duration(total)} of work" + _cost(paid, usd_per_hour, ", about ")
     lines = [*align([HEADER, *rows]), footer if total else "everything is in the store"]
     done = {node.key for node in plan.nodes if node.key in store}
     return "\n".join([*lines, *advice(plan, done)])
@@ -57,36 +68,39 @@ def _state(node: Node, plan: Plan, store: Store, earlier: dict[str, dict[str, ob
     return f"cached, to measure: {', '.join(missing)}" if missing else "cached"
 
 
-def _seconds(node: Node, plan: Plan, store: Store, rates: Rates) -> float | None:
-    """Time the node and its measurements still take; ``None`` when something of it is unknown."""
+def _effort(node: Node, plan: Plan, store: Store, rates: Rates) -> Effort:
+    """Return what the node and its measurements still take."""
     missing = [n for n in (node, *plan.measurements_of(node.name)) if not n.given and n.key not in store]
     known = [rates.seconds(n) for n in missing]
-    return None if None in known and not any(known) else sum(s or 0.0 for s in known)
+    seconds = None if None in known and not any(known) else sum(s or 0.0 for s in known)
+    return Effort(seconds, sum((s or 0.0) * n.work.devices for s, n in zip(known, missing, strict=True)))
 
 
-def _row(node: Node, state: str, seconds: float | None, usd_per_hour: float | None) -> tuple[str, ...]:
+def _row(node: Node, state: str, effort: Effort, usd_per_hour: float | None) -> tuple[str, ...]:
     assert node.spec is not None
     about = "~" if node.is_about else ""
     sizes = (f"{about}{node.spec.num_parameters:,}", f"{about}{node.spec.weight_bytes:,} B")
-    return (node.name, node.use, node.parent or "", *sizes, *_costs(node, seconds, usd_per_hour), state)
+    return (node.name, node.use, node.parent or "", *sizes, *_costs(node, effort, usd_per_hour), state)
 
 
-def _prepared_row(
-    node: Node, state: str, seconds: float | None, usd_per_hour: float | None
-) -> tuple[str, ...]:
+def _prepared_row(node: Node, state: str, effort: Effort, usd_per_hour: float | None) -> tuple[str, ...]:
     name = node.name.removeprefix(f"{node.parent}/")
-    return (f"  {name}", node.use, node.parent or "", "", "", *_costs(node, seconds, usd_per_hour), state)
+    return (f"  {name}", node.use, node.parent or "", "", "", *_costs(node, effort, usd_per_hour), state)
 
 
-def _costs(node: Node, seconds: float | None, usd_per_hour: float | None) -> tuple[str, str, str]:
+def _costs(node: Node, effort: Effort, usd_per_hour: float | None) -> tuple[str, str, str]:
     """Return a node's memory, time and money."""
-    memory = estimated_memory_bytes(node)
+    memory, seconds = estimated_memory_bytes(node), effort.seconds
+    device = "machine" if device_class() == "cpu" else "card"
+    each = f" on each of {node.work.devices} {device}s" if node.work.devices > 1 else ""
     return (
-        f"~{memory / 2**30:.2f} GiB" if memory else "?",
+        f"~{memory / 2**30:.2f} GiB{each}" if memory else "?",
         "" if seconds == 0 else f"~{duration(seconds)}" if seconds else "?",
-        _cost(seconds or 0.0, usd_per_hour, "~"),
+        _cost(effort.device_seconds, usd_per_hour, "~"),
     )
 
 
-def _cost(seconds: float, usd_per_hour: float | None, before: str) -> str:
-    return f"{before}${seconds / 3600 * usd_per_hour:.2f}" if usd_per_hour is not None and seconds else ""
+def _cost(device_seconds: float, usd_per_hour: float | None, before: str) -> str:
+    if usd_per_hour is None or not device_seconds:
+        return ""
+    return f"{before}${device_seconds / 3600 * usd_per_hour:.2f}"

@@ -19,12 +19,15 @@ WORKER_BYTES = 400 << 20
 
 
 def estimated_memory_bytes(node: Node) -> int | None:
-    """Return the peak a node's worker will reach, what it imports included; ``None`` without an estimate."""
+    """Return the peak a node's worker will reach, what it imports included; ``None`` without an estimate.
+
+    Of work on several devices, that on each.
+    """
     return node.work.peak_memory_bytes + WORKER_BYTES if node.work.peak_memory_bytes else None
 
 
 class Rates:
-    """Medians of the last few FLOP/s (or seconds, for work without an estimate) by module."""
+    """Medians of the last few FLOP/s of a device (or seconds, for work without an estimate) by module."""
 
     def __init__(self, root: Path) -> None:
         self._path = root / "rates.json"
@@ -35,13 +38,13 @@ class Rates:
     def seconds(self, node: Node) -> float | None:
         """Return how long a node will take, or ``None`` where there is nothing to go by."""
         if node.work.flops:
-            return node.work.flops / self._flops_per_second(node)
+            return node.work.flops / node.work.devices / self._flops_per_second(node)
         samples = self._samples.get(self._name(node))
         return _median(samples) if samples else None
 
     def learn(self, node: Node, seconds: float) -> None:
         """Remember what a node took, unless it was too short to say more than is believed already."""
-        figure = node.work.flops / seconds if node.work.flops else seconds
+        figure = node.work.flops / node.work.devices / seconds if node.work.flops else seconds
         if node.work.flops and seconds < SHORT_SECONDS and figure < self._flops_per_second(node):
             return
         samples = self._samples.setdefault(self._name(node), [])

@@ -51,6 +51,7 @@ class Recorder:
             settings=node.config.model_dump(mode="json"),
             inputs=node.inputs,
             seconds=sum(m.get("seconds", 0.0) for m in manifests),
+            device_seconds=sum(m.get("seconds", 0.0) * m.get("devices", 1) for m in manifests),
             peak_memory_bytes=max(m.get("peak_memory_bytes", 0) for m in manifests),
             disk_bytes=made.get("disk_bytes") or _model_bytes(artifact.path),
             predicted=(node.spec or artifact.spec).size,

@@ -194,10 +194,11 @@ class Profile(Section):
 
 
 class Cost(Section):
-    """What the machine costs, to turn tokens per second into dollars per million tokens."""
+    """What the hardware costs, to turn time, and tokens per second, into dollars."""
 
     usd_per_hour: float = Field(gt=0)
-    """Price of the machine for an hour."""
+    """Price of one card for an hour, or of the machine where there is none. A step on several cards (`launch`) costs so
+    much for each; everything else runs on one."""
     utilisation: float = Field(default=1.0, gt=0, le=1)
     """Share of the hour it is busy."""
 
@@ -253,7 +254,7 @@ class Header(Section):
     profile: Profile = Profile()
     """How latency and memory are measured."""
     cost: Cost | None = None
-    """What the machine costs."""
+    """What a card, or the machine, costs."""
     gates: Gates | None = None
     """Limits every candidate must keep."""
     seed: int = Field(default=0, ge=0, lt=2**32)

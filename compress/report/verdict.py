@@ -215,8 +215,12 @@ def _effort(run: RunRecord) -> Iterator[Finding]:
         return
     cost = ""
     if run.usd_per_hour:
-        spent = units.dollars(seconds / 3600 * run.usd_per_hour)
-        cost = f", {spent} at {units.dollars(run.usd_per_hour)} per hour"
+        paid = sum(step.device_seconds or step.seconds for step in run.steps)
+        spent = units.dollars(paid / 3600 * run.usd_per_hour)
+        each = (
+            "hour of each card" if any(step.device_seconds > step.seconds for step in run.steps) else "hour"
+        )
+        cost = f", {spent} at {units.dollars(run.usd_per_hour)} per {each}"
     stored = sum(step.cached for step in run.steps)
     kept = f"; {stored} of {len(run.steps)} were in the store already" if stored else ""
     yield Finding("plain", f"The steps take {units.duration(seconds)}{cost}, measuring apart{kept}.")

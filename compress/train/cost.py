@@ -1,9 +1,11 @@
 """What training takes, from the settings and shapes alone."""
 
+import re
 from collections.abc import Mapping
 
-from compress.records import JsonValue, ModelSpec, Work
-from compress.train.settings import TrainingSettings
+from compress.environment import device_class
+from compress.records import JsonValue, ModelSpec, TensorSpec, Work
+from compress.train.settings import Launch, TrainingSettings
 
 WEIGHT_BYTES = 4
 """A parameter, trained or not: the student is fp32."""
@@ -20,17 +22,42 @@ def training_work(spec: ModelSpec, settings: TrainingSettings, teacher: ModelSpe
     """Return about what training a model takes, with a teacher beside it or without.
 
     FLOPs are 2 per parameter and token forward, 4 backward (Kaplan et al. 2020, §2.1). Memory is for a small
-    micro-batch: the loop takes a larger one where there is room.
+    micro-batch: the loop takes a larger one where there is room. Launched on cards, it is that of each card, and the
+    cards share the work. Without cards it is that of each machine, and only machines share: one process has all cores.
     """
     flops = 6.0 * spec.num_parameters * settings.tokens
     trained = num_trained(spec, settings)
-    memory = PROCESS_BYTES + WEIGHT_BYTES * spec.num_parameters + LEARNING_BYTES * trained
-    memory += SMALL_MICRO_BATCH * activation_bytes_per_token(spec.config)
+    held = WEIGHT_BYTES * spec.num_parameters + LEARNING_BYTES * trained
+    each = PROCESS_BYTES + SMALL_MICRO_BATCH * activation_bytes_per_token(spec.config)
     if teacher:
         flops += 2.0 * teacher.num_parameters * settings.tokens
-        memory += teacher.weight_bytes
+        held += teacher.weight_bytes
+    if settings.launch is not None:
+        each += gathered_bytes(spec, teacher)
+    processes, devices = team(settings.launch or Launch())
+    memory = processes * each + held // devices
     disk = spec.weight_bytes + 2 * CHECKPOINT_BYTES * trained
-    return Work(flops=flops, peak_memory_bytes=int(memory), disk_bytes=disk)
+    return Work(flops=flops, peak_memory_bytes=int(memory), disk_bytes=disk, devices=devices)
+
+
+def team(launch: Launch) -> tuple[int, int]:
+    """Return how many processes share a device's memory, and how many devices there are: cards, or machines."""
+    if device_class() == "cpu":
+        return launch.processes, launch.nodes
+    return 1, launch.processes * launch.nodes
+
+
+def gathered_bytes(spec: ModelSpec, teacher: ModelSpec | None) -> int:
+    """Return about what each process of a team holds whole: what lies outside the layers (embeddings, head).
+
+    The student's has gathered weights and gradients, in fp32; the teacher's is as stored, and never sharded.
+    """
+    student = sum(2 * WEIGHT_BYTES * tensor.num_elements for tensor in _outside_layers(spec))
+    return student + (sum(tensor.num_bytes for tensor in _outside_layers(teacher)) if teacher else 0)
+
+
+def _outside_layers(spec: ModelSpec) -> list[TensorSpec]:
+    return [tensor for name, tensor in spec.tensors.items() if not re.search(r"\.\d+\.", name)]
 
 
 def num_trained(spec: ModelSpec, settings: TrainingSettings) -> int:

@@ -13,7 +13,7 @@ def processor(monkeypatch):
     monkeypatch.setattr("compress.engine.rates.device_class", lambda: "cpu")
 
 
-def node(flops):
+def node(flops, devices=1):
     return Node(
         name="taught",
         use="train",
@@ -21,7 +21,7 @@ def node(flops):
         kind="hf",
         key="k",
         config=StepConfig(),
-        work=Work(flops=flops),
+        work=Work(flops=flops, devices=devices),
     )
 
 
@@ -46,3 +46,10 @@ def test_a_short_run_that_is_faster_than_believed_teaches_at_least_that(tmp_path
 def test_of_work_without_an_estimate_a_short_run_says_how_long_it_takes(tmp_path):
     Rates(tmp_path).learn(node(0.0), seconds=0.5)
     assert Rates(tmp_path).seconds(node(0.0)) == 0.5
+
+
+def test_cards_share_the_time_and_the_speed_learned_is_that_of_one(tmp_path):
+    rates = Rates(tmp_path)
+    assert rates.seconds(node(1.6e13, devices=16)) == pytest.approx(10.0)
+    rates.learn(node(1.6e14, devices=16), seconds=50.0)
+    assert Rates(tmp_path).seconds(node(1e12)) == pytest.approx(5.0)

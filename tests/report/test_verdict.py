@@ -141,3 +141,9 @@ def test_a_wrong_prediction_of_the_size_is_told():
     assert "predicted by the plan was not the size made: narrow" in words(
         with_step(run, "narrow", predicted=wrong)
     )
+
+
+def test_the_cards_of_a_launched_step_are_paid_for():
+    run = sample_run(usd_per_hour=2.0)
+    only = run.steps[1].model_copy(update={"seconds": 3600.0, "device_seconds": 8 * 3600.0, "cached": False})
+    assert "$16.00 at $2.00 per hour of each card" in words(run.model_copy(update={"steps": (only,)}))
