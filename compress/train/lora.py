@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from compress.errors import InputError, nearest
+from compress.train.adapters import adapted
 from compress.train.settings import Lora
 
 ADAPTER = "default"
@@ -30,7 +30,7 @@ def add_adapters(student: PreTrainedModel, settings: Lora, seed: int) -> LoraMod
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        target_modules=_targets(linear, settings),
+        target_modules=adapted(linear, settings.targets),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
     )
     with torch.random.fork_rng([]), warnings.catch_warnings():
@@ -48,19 +48,6 @@ def merge(adapters: LoraModel) -> None:
 def num_in_experts(student: PreTrainedModel) -> int:
     """Return how many weights are matrices of fused experts, one tensor for all: no linear layer to adapt."""
     return sum(p.numel() for p in student.parameters() if p.ndim > 2)
-
-
-def _targets(linear: dict[str, nn.Module], settings: Lora) -> list[str]:
-    if settings.targets == "all-linear":
-        return list(linear)
-    known = sorted({name.rpartition(".")[2] for name in linear})
-    for target in settings.targets:
-        if target not in known:
-            raise InputError(
-                f"lora.targets: the model has no linear layer called '{target}'{nearest(target, known)} "
-                f"Allowed: all-linear, or any of {', '.join(known)}"
-            )
-    return [name for name in linear if name.rpartition(".")[2] in settings.targets]
 
 
 def _linear_layers(student: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:

@@ -4,12 +4,14 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from compress.data.world import DEMO_TASKS
+from compress.data.task_names import check_tasks
+from compress.data.world import DEMO_TASKS, TEXT_TASK
 from compress.errors import InputError
 from compress.models.layout import is_encoder
 from compress.plugins import DataRef, Manner, StepConfig
 from compress.quantities import Count
 from compress.records import ModelSpec
+from compress.train.adapters import Targets, check_adapters
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -21,14 +23,12 @@ class Lora(StepConfig):
     """Rows of each adapter. 8 to 64; recovery after pruning changes much, so rather more."""
     alpha: float = Field(default=32.0, gt=0)
     """The adapters' product is multiplied by alpha / rank. Keep it at twice the rank, and the learning rate with it."""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Targets = "all-linear"
     """Which layers get one: all linear ones but the output head, or names such as ``q_proj``."""
 
     @field_validator("targets")
     @classmethod
-    def _are_some(
-        cls, targets: Literal["all-linear"] | tuple[str, ...]
-    ) -> Literal["all-linear"] | tuple[str, ...]:
+    def _are_some(cls, targets: Targets) -> Targets:
         if not targets:
             raise ValueError("name at least one layer, or write 'all-linear'")
         return targets
@@ -133,15 +133,21 @@ class TrainingSettings(StepConfig):
         return self
 
 
-def trained(spec: ModelSpec) -> ModelSpec:
+def trained(spec: ModelSpec, settings: TrainingSettings) -> ModelSpec:
     """Return the model training makes of one: the same, as it changes values only.
 
-    Raises `InputError` for a model whose logits are not those of its next token.
+    Raises `InputError` for a model whose logits are not those of its next token, layers to adapt that it has not, and
+    tasks that cannot be watched.
     """
     if is_encoder(spec.config):
         raise InputError(
             f"training learns the next token, and {spec.model_type} is an encoder: it can be pruned and quantized only"
         )
+    if settings.lora is not None:
+        check_adapters(spec, settings.lora.targets)
+    if TEXT_TASK in settings.tasks:
+        raise InputError(f"tasks: '{TEXT_TASK}' has no accuracy to watch; name tasks that are answered")
+    check_tasks(settings.tasks)
     return spec
 
 

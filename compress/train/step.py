@@ -17,8 +17,8 @@ class Config(TrainingSettings):
 
 
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
-    """Return the parent's spec. Raises `InputError` for a model that cannot be trained here."""
-    return trained(spec)
+    """Return the parent's spec. Raises `InputError` for a model that cannot be trained here, or not so."""
+    return trained(spec, config)
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:

@@ -8,8 +8,14 @@ from pydantic import ValidationError
 from compress import plugins
 from compress.data.sources import mixture
 from compress.distill import step
+from compress.errors import InputError
+from compress.models.layout import spec_from_config
 from compress.plugins import StepConfig
+from compress.train import step as train_step
+from compress.train.adapters import linear_layers
+from compress.train.lora import _linear_layers
 from compress.train.settings import Lora, TrainingSettings
+from tests.models.tiny import TRAINABLE, tiny_config, tiny_model
 
 STEPS = [*plugins.step_names(), "data.pack", "train.initialize", "distill.cache_teacher"]
 
@@ -59,3 +65,38 @@ def test_lora_needs_something_to_adapt():
     with pytest.raises(ValidationError, match="name at least one layer, or write 'all-linear'"):
         Lora(targets=())
     assert Lora(targets=("q_proj",)).targets == ("q_proj",)
+
+
+LLAMA = spec_from_config(tiny_config("llama"), "F32")
+
+
+@pytest.mark.parametrize("module", [train_step, step], ids=["train", "distill"])
+def test_the_plan_refuses_layers_the_model_has_not(module):
+    def predict(*targets):
+        return module.predict(LLAMA, module.Config(tokens=100, lora=Lora(targets=targets)))
+
+    with pytest.raises(
+        InputError, match=r"no linear layer called 'q_prj'; did you mean 'q_proj'\?.*all-linear"
+    ):
+        predict("down_proj", "q_prj")
+    with pytest.raises(InputError, match="no linear layer called 'lm_head'"):
+        predict("lm_head")
+    assert predict("q_proj", "down_proj") == LLAMA
+
+
+@pytest.mark.parametrize("family", TRAINABLE)
+def test_the_plan_knows_the_linear_layers_of_every_family(family):
+    live = {name: tuple(layer.weight.shape) for name, layer in _linear_layers(tiny_model(family))}
+    assert linear_layers(spec_from_config(tiny_config(family), "F32")) == live
+
+
+@pytest.mark.parametrize("module", [train_step, step], ids=["train", "distill"])
+def test_the_plan_refuses_tasks_that_cannot_be_watched(module):
+    def predict(*tasks):
+        return module.predict(LLAMA, module.Config(tokens=100, held_out="heldout", tasks=tasks))
+
+    with pytest.raises(InputError, match=r"'arc_challange'; did you mean 'arc_challenge'\?"):
+        predict("world_sums", "arc_challange")
+    with pytest.raises(InputError, match="'world_text' has no accuracy to watch"):
+        predict("world_text")
+    assert predict("world_sums", "arc_challenge") == LLAMA
