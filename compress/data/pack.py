@@ -2,7 +2,8 @@
 
 Documents are joined (`compress.data.encode` says with which marks between them, and skips blank ones) and the stream
 is cut into rows without padding; a rest too short for a row is dropped. Where each document begins, and what is to be
-learned where that is not everything, is kept beside the ids.
+learned where that is not everything, is kept beside the ids, and so is the chat template that was given for them: a
+model that learns from these rows is to be spoken to in it.
 """
 
 import json
@@ -21,7 +22,7 @@ from compress.records import Artifact, JsonValue, Outcome
 if TYPE_CHECKING:
     from compress.data.encode import Encoded, Encoder
 
-VERSION = 4
+VERSION = 5
 ACCEPTS = ("tokenizer", "hf")
 PRODUCES = "tokens"
 
@@ -60,6 +61,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     shorter than asked warns.
     """
     from compress.data.encode import Encoder, load_tokenizer
+    from compress.data.tokens import TEMPLATE
 
     template = None
     if config.chat_template is not None:
@@ -70,6 +72,8 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     facts = _write(_documents(config, context.seed, encoder), vocabulary, config, context)
     if template is not None and not encoder.used_chat_template:
         context.warn(f"the source '{config.source}' holds no conversations: `chat_template` was of no use")
+    elif template is not None:
+        (context.folder / TEMPLATE).write_text(template, encoding="utf-8")
     (context.folder / "tokens.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return Outcome(facts=facts)
 

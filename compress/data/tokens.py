@@ -1,8 +1,9 @@
 """Token ids as a flat memory-mapped file of equal rows: what training and calibration read.
 
 A folder holds ``tokens.bin`` (little-endian, ``[num_sequences, sequence_length]``), the marks that ``tokens.json``
-names (`compress.data.marks`), and ``tokens.json``, which is written last. Rows are read where they lie, so a corpus
-far larger than memory costs none.
+names (`compress.data.marks`), ``chat_template.jinja`` where conversations were written with another than the
+tokenizer's, and ``tokens.json``, which is written last. Rows are read where they lie, so a corpus far larger than
+memory costs none.
 """
 
 import json
@@ -18,7 +19,7 @@ from compress.data.batch import Batch
 from compress.data.marks import LEARNED, STARTS, Marks, positions
 from compress.errors import InputError
 
-BIN, JSON = "tokens.bin", "tokens.json"
+BIN, JSON, TEMPLATE = "tokens.bin", "tokens.json", "chat_template.jinja"
 
 Ids = np.ndarray[tuple[int, int], np.dtype[Any]]
 
@@ -26,6 +27,12 @@ Ids = np.ndarray[tuple[int, int], np.dtype[Any]]
 def id_dtype(vocabulary: int) -> np.dtype[Any]:
     """Return the narrowest stored integer that holds every id below `vocabulary`."""
     return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
+
+
+def given_template(folder: Path) -> str | None:
+    """Return the chat template that a folder's conversations were written with in place of the tokenizer's, if any."""
+    path = folder / TEMPLATE
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 class PackedTokens:

@@ -14,6 +14,7 @@ from compress.models.pruning_map import copy_map
 from compress.models.spec import read_spec, stored_dtype
 from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome
+from compress.train.chat_template import hand_on_template
 from compress.train.distributed import Team, load_at_leader, whole_weights, without_weights
 from compress.train.loop import fit
 from compress.train.settings import Lora, TrainingSettings
@@ -47,6 +48,7 @@ def train_student(
         merge()
     _store_like(read_spec(parent.path), student.to("cpu"))
     save_model(student, context.folder, like=parent.path)
+    hand_on_template(context.inputs["data"].path, parent.path, context)
     copy_map(parent.path, context.folder)
     return Outcome(spec=read_spec(context.folder), facts=facts)
 

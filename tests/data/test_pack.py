@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from compress.data import pack
-from compress.data.tokens import PackedTokens
+from compress.data.tokens import PackedTokens, given_template
 from compress.errors import InputError
 from compress.records import ModelSpec
 from tests.data.chats import MESSAGES, PLAIN
@@ -191,6 +191,16 @@ def test_where_everything_is_learned_no_file_says_so(byte_tokenizer, context, po
         "tokens.bin",
         "tokens.json",
     ]
+
+
+def test_the_template_that_was_given_is_kept_with_what_it_wrote(byte_tokenizer, context, chats, tmp_path):
+    pack.run(byte_tokenizer, pack.Config(**chats, sequence_length=16), context)
+    assert given_template(context.folder) == (tmp_path / "chat.jinja").read_text()
+
+
+def test_a_template_that_wrote_nothing_is_not_kept(byte_tokenizer, context, chats, poem):
+    pack.run(byte_tokenizer, pack.Config(**{**chats, **poem}, sequence_length=4), context)
+    assert given_template(context.folder) is None
 
 
 def test_conversations_without_an_answer_are_refused(byte_tokenizer, context, chats):
