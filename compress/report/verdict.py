@@ -43,7 +43,7 @@ def judge(run: RunRecord) -> Verdict:
     """Return the verdict on a run, whatever state it ended in."""
     best = best_student(run)
     tone, headline = _headline(run, best)
-    findings = [*_state(run), *_gates(run)]
+    findings = [*_state(run), *_launches(run), *_gates(run)]
     if best and not run.rehearsal:
         findings += [*_rivals(run, best), *_guessing(run, best), *_choice(run, best)]
     return Verdict(tone, headline, best, (*findings, *_sizes(run), *_warnings(run), *_effort(run)))
@@ -111,6 +111,20 @@ def _state(run: RunRecord) -> Iterator[Finding]:
         yield Finding("bad", f"It stopped with: {run.error}")
     if run.status in ("failed", "interrupted"):
         yield Finding("warn", "What was finished is kept: the same command goes on from there.")
+
+
+def _launches(run: RunRecord) -> Iterator[Finding]:
+    """What a rehearsal shows of `launch`, and what it cannot: other cards and machines are not there."""
+    launched = [step for step in run.steps if run.rehearsal and step.settings.get("launch")]
+    for step in launched:
+        tried = step.facts.get("processes")
+        if tried is None:
+            text = f"The launch of {step.name} was not rehearsed: it was in the store, made by one process."
+        else:
+            number = "one process" if tried == 1 else f"{tried} processes"
+            text = f"The launch of {step.name} was rehearsed with {number} on this machine; more, and the way to other "
+            text += "machines, were not tried."
+        yield Finding("warn" if tried is None else "plain", text)
 
 
 def _warnings(run: RunRecord) -> Iterator[Finding]:

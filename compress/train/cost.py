@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from compress.environment import device_class
 from compress.records import JsonValue, ModelSpec, TensorSpec, Work
-from compress.train.settings import Launch, TrainingSettings
+from compress.train.launch import Launch
+from compress.train.settings import TrainingSettings
 
 WEIGHT_BYTES = 4
 """A parameter, trained or not: the student is fp32."""

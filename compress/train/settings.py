@@ -12,6 +12,7 @@ from compress.plugins import DataRef, Manner, StepConfig
 from compress.quantities import Count
 from compress.records import ModelSpec
 from compress.train.adapters import Targets, check_adapters
+from compress.train.launch import Launch, rehearsed_launch
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -32,25 +33,6 @@ class Lora(StepConfig):
         if not targets:
             raise ValueError("name at least one layer, or write 'all-linear'")
         return targets
-
-
-class Launch(StepConfig):
-    """How many processes train together, each with a part of the models (FSDP2, started by torchrun)."""
-
-    processes: int = Field(default=1, ge=1)
-    """Processes on each machine: one a GPU, where there are GPUs."""
-    nodes: int = Field(default=1, ge=1)
-    """Machines. They share the store's folder; the run says what to start on the others."""
-    rendezvous: str | None = None
-    """Where the machines meet: ``host:port`` of the one that the run is started on. Needed for several."""
-
-    @model_validator(mode="after")
-    def _several_machines_meet(self) -> Self:
-        if self.nodes > 1 and self.rendezvous is None:
-            raise ValueError(
-                "several 'nodes' need a 'rendezvous': host:port of the machine the run starts on"
-            )
-        return self
 
 
 class TrainingSettings(StepConfig):
@@ -155,8 +137,9 @@ Settings = TypeVar("Settings", bound=TrainingSettings)
 
 
 def rehearsed(settings: Settings) -> Settings:
-    """Return the settings with eight steps of four short sequences: enough to see every part work."""
-    steps = {"tokens": 2_048, "batch_tokens": 256, "micro_batch": None, "launch": None}
+    """Return the settings with eight steps of four short sequences, launched if they were: enough to see every part."""
+    steps = {"tokens": 2_048, "batch_tokens": 256, "micro_batch": None}
+    launch = rehearsed_launch(settings.launch) if settings.launch else None
     looks = {"held_out_rows": 4, "task_samples": 4, "evaluate_every": 0.5}
     tasks = tuple(DEMO_TASKS)[:1] if settings.tasks else ()  # offline, as the demo's texts that are read
-    return settings.model_copy(update={**steps, **looks, "tasks": tasks})
+    return settings.model_copy(update={**steps, **looks, "tasks": tasks, "launch": launch})

@@ -17,7 +17,7 @@ from compress.engine import launcher
 from compress.engine.runs import all_runs
 from compress.engine.store import Store
 from compress.errors import InputError, StepFailed
-from compress.train.settings import Launch
+from compress.train.launch import Launch
 
 PIPELINE = """
 version: 1
@@ -246,8 +246,3 @@ def test_machines_meet_where_the_file_says():
         told[told.index("--rdzv-endpoint") + 1] == "head:29400" and told[told.index("--rdzv-id") + 1] == "KEY"
     )
     assert told[told.index("--nnodes") + 1] == "2" and "--standalone" not in told
-
-
-def test_several_machines_without_a_meeting_place_are_refused():
-    with pytest.raises(ValueError, match="several 'nodes' need a 'rendezvous'"):
-        Launch(nodes=2)

@@ -147,3 +147,19 @@ def test_the_cards_of_a_launched_step_are_paid_for():
     run = sample_run(usd_per_hour=2.0)
     only = run.steps[1].model_copy(update={"seconds": 3600.0, "device_seconds": 8 * 3600.0, "cached": False})
     assert "$16.00 at $2.00 per hour of each card" in words(run.model_copy(update={"steps": (only,)}))
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"processes": 2}, "was rehearsed with 2 processes on this machine"),
+        ({"processes": 1}, "was rehearsed with one process on this machine"),
+        ({}, "was not rehearsed: it was in the store"),
+    ],
+)
+def test_a_rehearsal_says_how_much_of_a_launch_was_tried(facts, said):
+    run = sample_run(rehearsal=True)
+    name = run.steps[1].name
+    settings = {**run.steps[1].settings, "launch": {"processes": 2, "nodes": 1, "rendezvous": None}}
+    assert f"The launch of {name} {said}" in words(with_step(run, name, settings=settings, facts=facts))
+    assert "launch" not in words(run)

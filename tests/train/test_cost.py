@@ -3,8 +3,9 @@ import pytest
 from compress.models.checkpoint import load_model
 from compress.train import step
 from compress.train.cost import PROCESS_BYTES, num_trained, training_work
+from compress.train.launch import Launch
 from compress.train.lora import add_adapters
-from compress.train.settings import Launch, Lora
+from compress.train.settings import Lora
 from tests.models.tiny import TRAINABLE
 from tests.train.inputs import parent
 

@@ -1,0 +1,41 @@
+"""How many processes train together, and where those on several machines meet."""
+
+import os
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from compress.environment import device_class
+from compress.plugins import StepConfig
+
+
+class Launch(StepConfig):
+    """How many processes train together, each with a part of the models (FSDP2, started by torchrun)."""
+
+    processes: int = Field(default=1, ge=1)
+    """Processes on each machine: one a GPU, where there are GPUs."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines. They share the store's folder; the run says what to start on the others."""
+    rendezvous: str | None = None
+    """Where the machines meet: ``host:port`` of the one that the run is started on. Needed for several."""
+
+    @model_validator(mode="after")
+    def _several_machines_meet(self) -> Self:
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ValueError(
+                "several 'nodes' need a 'rendezvous': host:port of the machine the run starts on"
+            )
+        return self
+
+
+def rehearsed_launch(launch: Launch) -> Launch:
+    """Return the smallest launch that has what can go wrong: two processes, here; one, where there is one card."""
+    return Launch(processes=min(2, launch.processes * launch.nodes, _num_cards() or 2))
+
+
+def _num_cards() -> int:
+    """Return how many cards torch will see, without importing it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device_class() == "cpu":
+        return 0
+    return len([card for card in (device_class() if visible is None else visible).split(",") if card.strip()])
