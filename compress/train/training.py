@@ -134,8 +134,8 @@ class Training:
 
     def finish(self) -> None:
         """Return to the weights of the lowest held-out loss where they were kept."""
-        if self._watch is not None and self._watch.best_weights:
-            self._load(self._watch.best_weights)
+        if self._watch is not None and (weights := self._watch.weights_to_keep(self.step)):
+            self._load(weights)
 
     def weights(self) -> dict[str, Tensor]:
         """Return what training changes of the student: its parameters that learn, and its buffers."""

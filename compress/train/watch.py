@@ -125,6 +125,19 @@ class Watch:
             self.before = {"held_out": look.held_out, "tasks": look.tasks}
         return look
 
+    def weights_to_keep(self, num_steps: int) -> dict[str, Tensor]:
+        """Return those of the lowest held-out loss after `num_steps` steps, none where they were not kept.
+
+        Warn where they are the ones training began with.
+        """
+        if self.best_weights and self.best_step == 0 and num_steps:
+            self._context.warn(
+                f"nothing was learned: in {num_steps} steps the held-out loss was never below the {self.best_loss:.3f} "
+                "from before the first, so the result has the weights it began with. A lower `learning_rate` or a larger "
+                "`stop_after` may help"
+            )
+        return self.best_weights
+
     def facts(self, batch_tokens: int) -> dict[str, JsonValue]:
         """Return what the record keeps beside the curve."""
         facts: dict[str, JsonValue] = {"before": self.before, "best_held_out_loss": self.best_loss}

@@ -93,6 +93,20 @@ def test_it_stops_when_held_out_loss_rises_and_keeps_the_best_weights(model, tmp
     assert facts["curve"][-1]["held_out"]["loss"] > kept + 1e-3
 
 
+def test_to_return_what_was_there_before_training_is_said(model, tmp_path):
+    config = WATCHED.model_copy(update={"learning_rate": 1.0, "stop_after": 2})
+    outcome, given = train(model, config, tmp_path / "result")
+    assert outcome.facts["kept_tokens"] == 0
+    assert mean_loss(tmp_path / "result", DOWNWARDS[:5]) == mean_loss(model.path, DOWNWARDS[:5])
+    (warning,) = given.warnings
+    assert "nothing was learned" in warning and "6 steps" in warning and "`learning_rate`" in warning
+
+
+def test_to_return_what_was_learned_is_not_remarked_on(model, tmp_path):
+    outcome, given = train(model, WATCHED.model_copy(update={"stop_after": 2}), tmp_path / "result")
+    assert outcome.facts["kept_tokens"] > 0 and given.warnings == []
+
+
 def test_answers_are_those_that_measurement_finds(model, tmp_path):
     outcome, _ = train(model, TASKS, tmp_path / "result")
     (tmp_path / "demo").mkdir()
