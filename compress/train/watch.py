@@ -132,9 +132,9 @@ class Watch:
         """
         if self.best_weights and self.best_step == 0 and num_steps:
             self._context.warn(
-                f"nothing was learned: in {num_steps} steps the held-out loss was never below the {self.best_loss:.3f} "
-                "from before the first, so the result has the weights it began with. A lower `learning_rate` or a larger "
-                "`stop_after` may help"
+                f"nothing was learned: in {num_steps} steps the held-out loss was never below the "
+                f"{self.best_loss:.3f} from before the first, so the result has the weights it began with. A lower "
+                "`learning_rate` or a larger `stop_after` may help"
             )
         return self.best_weights
 
