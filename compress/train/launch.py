@@ -1,12 +1,16 @@
 """How many processes train together, and where those on several machines meet."""
 
 import os
+import re
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from compress.environment import device_class
 from compress.plugins import StepConfig
+
+PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
+"""``host:port``; an IPv6 address stands in brackets."""
 
 
 class Launch(StepConfig):
@@ -18,6 +22,16 @@ class Launch(StepConfig):
     """Machines. They share the store's folder; the run says what to start on the others."""
     rendezvous: str | None = None
     """Where the machines meet: ``host:port`` of the one that the run is started on. Needed for several."""
+
+    @field_validator("rendezvous")
+    @classmethod
+    def _is_a_place(cls, written: str | None) -> str | None:
+        found = PLACE.fullmatch(written) if written is not None else None
+        if written is not None and (found is None or not 0 < int(found[2]) < 2**16):
+            raise ValueError(
+                f"expected host:port of the machine the run starts on, such as first-machine:29400, found '{written}'"
+            )
+        return written
 
     @model_validator(mode="after")
     def _several_machines_meet(self) -> Self:

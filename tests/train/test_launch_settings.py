@@ -1,10 +1,25 @@
 """What a file may say of `launch`, and what of it a rehearsal tries."""
 
 import pytest
+from pydantic import ValidationError
 
 from compress.train import step
 from compress.train.launch import Launch, rehearsed_launch
 from compress.train.settings import rehearsed
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["foo", "foo:", ":29400", "foo:bar", "foo:0", "foo:70000", "tcp://foo:29400", "::1:29400", "a b:1"],
+)
+def test_a_meeting_place_without_host_and_port_is_refused(written):
+    with pytest.raises(ValidationError, match=f"such as first-machine:29400, found '{written}'"):
+        Launch(nodes=2, rendezvous=written)
+
+
+@pytest.mark.parametrize("written", ["first-machine:29400", "10.0.0.7:1", "[::1]:29400", "a.b.c:65535"])
+def test_host_and_port_are_a_meeting_place(written):
+    assert Launch(nodes=2, rendezvous=written).rendezvous == written
 
 
 def test_several_machines_without_a_meeting_place_are_refused():
