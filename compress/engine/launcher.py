@@ -7,7 +7,9 @@ others.
 """
 
 import json
+import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from compress.engine.worker import WorkerContext
 
 POLL_SECONDS = 0.1
+REMIND_SECONDS = 60.0
+"""How often a run that waits for other machines says so."""
 
 
 class Launch(Protocol):
@@ -67,9 +71,6 @@ def launched(task: Task, context: "WorkerContext", launch: Launch) -> Outcome:
         "partial": str(context.partial),
     }
     folder.job.write_text(json.dumps(job), encoding="utf-8")
-    if launch.nodes > 1:
-        others = " ".join([sys.executable, "-m", *_torchrun(launch, folder.job)])
-        context.warn(f"waiting for {launch.nodes - 1} more machine(s); on each start: {others}")
     agent = [
         sys.executable,
         "-m",
@@ -78,12 +79,23 @@ def launched(task: Task, context: "WorkerContext", launch: Launch) -> Outcome:
         *_torchrun(launch, folder.job)[1:],
     ]
     process = subprocess.Popen(agent, env=_variables(launch.processes), stdin=subprocess.DEVNULL)
-    for event in _events(process, folder, context):
+    for event in _events(process, folder, context, _others(launch, folder)):
         if event["event"] == "progress":
             context.progress(event["done"], event["total"], event["unit"], **event["figures"])
+        elif event["event"] == "waiting":
+            context.waits(event["message"])
         else:
             context.warn(event["message"])
     return _concluded(process.returncode, folder, context)
+
+
+def _others(launch: Launch, folder: JobFolder) -> str | None:
+    """Return what to do so that machines join; ``None`` where this is the only one."""
+    if launch.nodes == 1:
+        return None
+    others = f"{launch.nodes - 1} more machine{'s' if launch.nodes > 2 else ''}"
+    command = shlex.join([sys.executable, "-m", *_torchrun(launch, folder.job)])
+    return f"waiting for {others} to join at {launch.rendezvous}; on each start: {command}"
 
 
 def _torchrun(launch: Launch, job: Path) -> list[str]:
@@ -126,13 +138,20 @@ def _check_devices(processes: int) -> None:
 
 
 def _events(
-    process: "subprocess.Popen[bytes]", folder: JobFolder, context: "WorkerContext"
+    process: "subprocess.Popen[bytes]", folder: JobFolder, context: "WorkerContext", others: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the leader's events until torchrun has ended; ask for a stop where the run is being stopped."""
+    """Yield the leader's events until torchrun has ended; ask for a stop where the run is being stopped.
+
+    `others` is said before, at once and then now and again, until all have joined: then the leader opens its events.
+    """
     read = 0
     ended = False
+    reminded = -math.inf
     while not ended:
         ended = process.poll() is not None
+        if others and not folder.events.exists() and time.monotonic() - reminded >= REMIND_SECONDS:
+            reminded = time.monotonic()
+            yield {"event": "waiting", "message": others}
         if context.stopping:
             folder.stop.touch()
         if folder.events.exists():

@@ -74,6 +74,10 @@ class WorkerContext:
             self.warnings.append(message)
             self._send("warning", message=message)
 
+    def waits(self, message: str) -> None:
+        """Say what the step waits for. Nothing is wrong, so it is no warning in the record."""
+        self._send("waiting", message=message)
+
     def submit(
         self,
         use: str,

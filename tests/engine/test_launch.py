@@ -205,6 +205,41 @@ def leave(folder, rank, ended, **more):
     folder.result(rank).write_text(json.dumps(result))
 
 
+class Waiting:
+    """A torchrun that ends when asked for the fourth time, and as much of a context as listening needs."""
+
+    stopping = False
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.looks = 0
+
+    def poll(self):
+        self.looks += 1
+        if self.looks == 3:
+            self.folder.events.write_text('{"event": "warning", "message": "all are here"}\n')
+        return 0 if self.looks == 4 else None
+
+
+def heard(folder, others):
+    process = Waiting(folder)
+    return [event["message"] for event in launcher._events(process, folder, process, others)]
+
+
+def test_the_run_says_again_and_again_that_it_waits_until_all_have_joined(folder, monkeypatch):
+    monkeypatch.setattr(launcher, "REMIND_SECONDS", 0.0)
+    launch = Launch(processes=8, nodes=3, rendezvous="head:29400")
+    others = launcher._others(launch, folder)
+    assert others.startswith("waiting for 2 more machines to join at head:29400; on each start: ")
+    assert "torch.distributed.run" in others and str(folder.job) in others
+    assert heard(folder, others) == [others, others, "all are here"]
+
+
+def test_a_run_on_one_machine_waits_for_nobody(folder):
+    assert launcher._others(Launch(processes=8), folder) is None
+    assert heard(folder, None) == ["all are here"]
+
+
 def test_what_a_process_raised_is_raised(folder):
     leave(folder, 1, "error", kind="InputError", message="wrong tokenizer")
     with pytest.raises(InputError, match="wrong tokenizer"):
