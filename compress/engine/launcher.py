@@ -31,6 +31,10 @@ REMIND_SECONDS = 60.0
 """How often a run that waits for other machines says so."""
 
 
+class ProcessDied(StepFailed):
+    """One of the processes ended without a word. What torchrun saw of it stands in the step's log."""
+
+
 class Launch(Protocol):
     """A step's setting `launch`."""
 
@@ -59,7 +63,7 @@ class JobFolder:
 def launched(task: Task, context: "WorkerContext", launch: Launch) -> Outcome:
     """Have a step's `run` done by so many processes; return the leader's outcome.
 
-    Raises what a process raised, `StepFailed` when one died, and `InputError` when there are fewer GPUs.
+    Raises what a process raised, `ProcessDied` when one died, and `InputError` when there are fewer GPUs.
     """
     _check_devices(launch.processes)
     folder = JobFolder(context.partial / "launch")
@@ -174,9 +178,8 @@ def _concluded(code: int, folder: JobFolder, context: "WorkerContext") -> Outcom
         context.stop()
     leader = next((each for each in results if each["rank"] == 0 and each["ended"] == "done"), None)
     if code != 0 or leader is None:
-        raise StepFailed(
-            "one of its processes died, and with it the others; what is "
-            "checkpointed is kept, run again to go on. The log says what torchrun saw"
+        raise ProcessDied(
+            "one of its processes died, and with it the others; what is checkpointed is kept, run again to go on"
         )
     context.peak_below = sum(each["peak_memory_bytes"] for each in results)
     return Outcome.model_validate(leader["outcome"])

@@ -17,7 +17,7 @@ from typing import Any
 
 from compress import errors, plugins
 from compress.engine.children import child_record
-from compress.engine.launcher import launched
+from compress.engine.launcher import ProcessDied, launched
 from compress.engine.store import Store, folder_bytes
 from compress.engine.tasks import Task, child_of
 from compress.environment import environment, peak_memory_bytes
@@ -158,6 +158,8 @@ def work(payload: bytes, events_descriptor: int) -> int:
         _make(task, Store(task.root), events)
     except Stopped:
         events.send("stopped")
+    except ProcessDied as error:
+        events.send("error", kind=StepFailed.__name__, message=str(error), crash=True)
     except CompressError as error:
         events.send("error", kind=type(error).__name__, message=str(error))
     except OSError as error:

@@ -43,6 +43,11 @@ STEPS = {
                 raise OSError(28, "No space left on device")
             raise ValueError(config.text)
     """,
+    "fake_team": """
+        PRODUCES = "text"
+        def run(parent, config, context):
+            raise ProcessDied("one of its processes died")
+    """,
     "fake_search": """
         PRODUCES = "text"
         def run(parent, config, context):
@@ -72,6 +77,7 @@ STEPS = {
 }
 HEAD = """
 import json, os, time
+from compress.engine.launcher import ProcessDied
 from compress.errors import StepFailed
 from compress.plugins import StepConfig
 from compress.records import ModelSpec, Outcome

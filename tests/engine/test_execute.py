@@ -106,6 +106,13 @@ def test_a_failure_is_told_and_not_cached(home, text, error, message):
     assert saved.status == "failed" and saved.error and "bad" in saved.error
 
 
+def test_where_one_of_several_processes_died_the_log_is_named(home):
+    with pytest.raises(StepFailed, match="one of its processes died\nThe full story is in (.*)") as raised:
+        execute(home, node("team", "fake_team"))
+    log = str(raised.value).rpartition(" in ")[2]
+    assert Path(log) == home / "runs/r-12345678/logs/team.log" and Path(log).exists()
+
+
 def test_what_does_not_fit_is_refused_before_anything_runs(home):
     huge = node("huge", "fake_write", text="a").model_copy(update={"work": Work(disk_bytes=1 << 60)})
     with pytest.raises(DoesNotFit, match="GiB are free"):
