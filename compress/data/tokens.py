@@ -38,9 +38,13 @@ def given_template(folder: Path) -> str | None:
 class PackedTokens:
     """Rows of token ids, all of one length."""
 
-    def __init__(self, ids: Ids, marks: Mapping[str, Marks] | None = None) -> None:
+    def __init__(
+        self, ids: Ids, marks: Mapping[str, Marks] | None = None, learned_share: float = 1.0
+    ) -> None:
         self._ids = ids
         self._marks = marks or {}
+        self.learned_share = learned_share
+        """The share of all tokens that is to be learned."""
 
     @classmethod
     def open(cls, folder: Path) -> "PackedTokens":
@@ -55,7 +59,9 @@ class PackedTokens:
         if (size := (folder / BIN).stat().st_size) != expected:
             raise InputError(f"{folder / BIN} has {size} bytes where {JSON} promises {expected}")
         marks = {name: Marks.open(folder / name, *shape) for name in facts.get("marks", ())}
-        return cls(np.memmap(folder / BIN, dtype=dtype, mode="r", shape=shape), marks)
+        tokens = shape[0] * shape[1]
+        learned_share = facts.get("learned_tokens", tokens) / tokens
+        return cls(np.memmap(folder / BIN, dtype=dtype, mode="r", shape=shape), marks, learned_share)
 
     @property
     def num_sequences(self) -> int:

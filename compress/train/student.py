@@ -21,6 +21,9 @@ from compress.train.settings import Lora, TrainingSettings
 from compress.train.tasks import WatchedTasks
 from compress.train.watch import Watch
 
+LITTLE = 0.1
+"""The share of the tokens below which it is said how few are learned."""
+
 
 def train_student(
     parent: Artifact,
@@ -34,6 +37,7 @@ def train_student(
     # What gets sharded stays so: in the end a copy takes the whole.
     unsharded = without_weights(student, merge) if Team.current().is_launched else (student, merge)
     data = PackedTokens.open(context.inputs["data"].path)
+    _tell_if_little(data, settings, context)
     watch = _watch(parent, settings, context)
     facts = fit(objective(student), student, data, settings, context, watch)
     if Team.current().is_launched:
@@ -51,6 +55,16 @@ def train_student(
     hand_on_template(context.inputs["data"].path, parent.path, context)
     copy_map(parent.path, context.folder)
     return Outcome(spec=read_spec(context.folder), facts=facts)
+
+
+def _tell_if_little(data: PackedTokens, settings: TrainingSettings, context: Context) -> None:
+    share = data.learned_share
+    if share < LITTLE:
+        context.warn(
+            f"of '{settings.data}' only {100 * share:.1f} % of the tokens are learned, about "
+            f"{share * settings.tokens:,.0f} of {settings.tokens:,}: the rest is only read, as questions are. Longer "
+            "answers or shorter questions teach more for the same work"
+        )
 
 
 def _add_adapters(student: PreTrainedModel, settings: Lora, context: Context) -> Callable[[], None]:

@@ -21,7 +21,7 @@ from compress.train.watch import Watch
 
 CURVE_POINTS = 200
 
-_COUNTERS = ("step", "seconds", "num_resumed", "team_sizes", "curve", "recent")
+_COUNTERS = ("step", "learned_tokens", "seconds", "num_resumed", "team_sizes", "curve", "recent")
 
 
 class Training:
@@ -45,6 +45,9 @@ class Training:
         self._stride = -(-schedule.num_steps // CURVE_POINTS)
         self._step_started = 0.0
         self.step = 0
+        self.learned_tokens = 0
+        """How many tokens were predicted, in all steps taken and by all processes: of questions none is."""
+        self._num_targets = 0
         self.seconds = 0.0
         self.num_resumed = 0
         self.team_sizes = [self._team.size]
@@ -81,6 +84,7 @@ class Training:
             self.numerics = self.numerics.without_one_order(error)
             own, own_tokens = self._sum_gradients()
         total, num_tokens = self._team.sums(float(own), own_tokens)
+        self._num_targets = num_tokens
         if num_tokens == 0:
             return None
         # A team's gradients are means over its processes already.
@@ -151,6 +155,7 @@ class Training:
     def _advance(self, num_losses: float, loss: float) -> None:
         learning_rate = self._schedule.learning_rate(self.step)
         self.step += 1
+        self.learned_tokens += self._num_targets
         seconds = time.monotonic() - self._step_started
         self.seconds += seconds
         news = (1.0, num_losses, loss, seconds)
@@ -183,6 +188,7 @@ class Training:
         facts: dict[str, JsonValue] = {
             "loss": self.curve[-1]["loss"],
             "tokens": self.num_tokens,
+            "learned_tokens": self.learned_tokens,
             "trained_parameters": sum(p.numel() for p in self.student.parameters() if p.requires_grad),
             "optimizer_steps": self.step,
             "batch_tokens": self._schedule.batch_tokens,

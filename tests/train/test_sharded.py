@@ -94,6 +94,7 @@ def test_a_team_and_a_process_alone_take_up_each_others_work(tmp_path, order):
     outcome, work = run(model, tmp_path / "result", order[2])
     assert work.reports[0][0] == 9 * CONFIG.batch_tokens, "it went on after eight steps"
     assert outcome.facts["resumed"] == 2 and outcome.facts["optimizer_steps"] == 12
+    assert outcome.facts["learned_tokens"] == 12 * 4 * 15
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("result", "whole"))
     for name, expected in theirs.items():
         torch.testing.assert_close(ours[name], expected, rtol=0, atol=2e-5)
