@@ -1,15 +1,29 @@
 """The tables behind the tables: what a chart is drawn from, every measurement, keys, the environment."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 from compress.records import JsonValue, RunRecord, StepRecord
 from compress.report import figures, units
-from compress.report.cells import Cell, Row, Table, figure, measured, words
+from compress.report.cells import Cell, Row, Table, Text, figure, measured, words
 from compress.report.charts import Cost, thinned
+from compress.report.looks import Look, looks
 from compress.report.tables import per_step
 from compress.report.terminal import printed
 
 LONGEST_SETTINGS = 160
+
+HELD_OUT = {
+    "loss": ("Held-out loss", "nats"),
+    "kl": ("KL to the teacher", "nats"),
+    "same_top": ("Same top token as the teacher", "share"),
+    "teacher_entropy": ("Entropy of the teacher", "nats"),
+    "student_entropy": ("Entropy of the student", "nats"),
+    "label_loss": ("Loss on the text itself", "nats"),
+}
+"""What a figure of held-out text is called, and its unit."""
+
+UNSEEN = Cell(Text("none yet", tone="missing"))
 
 CURVE_ROWS = 12
 """How many points of a training curve its table shows."""
@@ -29,10 +43,16 @@ def chart_twin(run: RunRecord, cost: Cost, best: StepRecord | None) -> Table:
 
 def curve_twin(step: StepRecord) -> Table:
     """Return the points of a training curve where something was evaluated, or evenly chosen ones."""
+    seen = looks(step)
     points = thinned([point for point in step.curve if point.held_out] or step.curve, CURVE_ROWS)
-    evaluated = {name: None for point in points for name in point.held_out}
-    tasks = {name: None for point in points for name in point.tasks}
-    rows = tuple(
+    held_out = tuple({name: None for look in seen for name in look.held_out})
+    tasks = tuple({name: None for look in seen for name in look.tasks})
+    before = (
+        Row("before training", "", (*(UNSEEN,) * 3, *_seen(look, held_out, tasks)))
+        for look in seen
+        if not look.tokens
+    )
+    rows = (
         Row(
             f"{units.count(point.tokens)} tokens",
             "",
@@ -40,16 +60,25 @@ def curve_twin(step: StepRecord) -> Table:
                 figure(point.loss, lambda value: f"{units.significant(value)}{units.SPACE}nats"),
                 figure(point.learning_rate, units.significant),
                 figure(point.tokens_per_second, lambda value: units.quantity(value, "tokens/s")),
-                *(figure(point.held_out.get(name), units.significant) for name in evaluated),
-                *(figure(point.tasks.get(name), units.share) for name in tasks),
+                *_seen(Look(point.tokens, point.held_out, point.tasks), held_out, tasks),
             ),
         )
         for point in points
     )
-    held_out = (f"Held-out {name.replace('_', ' ')}" for name in evaluated)
-    columns = ("Loss", "Learning rate", "Training speed", *held_out, *tasks)
+    headings = (
+        HELD_OUT[name][0] if name in HELD_OUT else f"Held-out {name.replace('_', ' ')}" for name in held_out
+    )
+    columns = ("Loss", "Learning rate", "Training speed", *headings, *tasks)
     caption = f"Training of {step.name}: {len(points)} of {len(step.curve)} points"
-    return Table(caption, columns, rows, head="Seen")
+    return Table(caption, columns, (*before, *rows), head="Seen")
+
+
+def _seen(look: Look, held_out: Iterable[str], tasks: Iterable[str]) -> Iterator[Cell]:
+    for name in held_out:
+        unit = HELD_OUT[name][1] if name in HELD_OUT else ""
+        yield figure(look.held_out.get(name), partial(units.quantity, unit=unit))
+    for name in tasks:
+        yield figure(look.tasks.get(name), units.share)
 
 
 def everything(run: RunRecord) -> Table:

@@ -7,8 +7,9 @@ are SVG user units with the origin at the top left.
 import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from compress.records import CurvePoint, Measurement, RunRecord, StepRecord
+from compress.records import Measurement, RunRecord, StepRecord
 from compress.report import figures, units
 from compress.report.labels import Label, Spot, place
 
@@ -23,9 +24,9 @@ FRAME = (LEFT, TOP, RIGHT, BOTTOM)
 CLOSE_UP = 0.4
 """Below this share of the whole height, the models one would take are also drawn by themselves."""
 
-MAX_CURVE_POINTS = 400
-
 Scale = Callable[[float], float]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,19 +61,6 @@ class Scatter:
     marks: tuple[Mark, ...]
     links: tuple[tuple[float, float, float, float], ...]
     chance: Tick | None
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The loss of one training, over tokens, and of text that it does not learn from."""
-
-    step: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    points: str
-    last: str
-    held_out: str
-    """Empty where nothing was evaluated on the way."""
 
 
 @dataclass(frozen=True)
@@ -183,32 +171,7 @@ def kind_of(step: StepRecord, best: StepRecord | None) -> str:
     return "best" if best is not None and step.name == best.name else step.role
 
 
-def curve(step: StepRecord) -> Curve | None:
-    """Return a training's loss curve; None with fewer than two finite points."""
-    points = [point for point in step.curve if math.isfinite(point.loss)]
-    if len(points) < 2 or points[-1].tokens <= points[0].tokens:
-        return None
-    shown = thinned(points, MAX_CURVE_POINTS)
-    x_values = (0.0, float(points[-1].tokens))
-    held_out = [(point.tokens, loss) for point in points if (loss := _held_out_loss(point)) is not None]
-    losses = [point.loss for point in shown] + [loss for _, loss in held_out]
-    y_values = (min(losses), max(max(losses), min(losses) + 1e-3))
-    to_x, to_y = linear(x_values, LEFT, RIGHT), linear(y_values, BOTTOM, TOP)
-    seen, path = (
-        " ".join(f"{to_x(tokens):.1f},{to_y(loss):.1f}" for tokens, loss in line)
-        for line in (held_out, [(point.tokens, point.loss) for point in shown])
-    )
-    x_ticks = tuple(Tick(to_x(v), units.plain(units.count(v))) for v in nice_ticks(x_values, 5))
-    y_ticks = tuple(Tick(to_y(v), units.plain(units.significant(v))) for v in nice_ticks(y_values, 5))
-    return Curve(step.name, x_ticks, y_ticks, path, units.significant(points[-1].loss), seen)
-
-
-def _held_out_loss(point: CurvePoint) -> float | None:
-    loss = point.held_out.get("loss")
-    return loss if loss is not None and math.isfinite(loss) else None
-
-
-def thinned(points: Sequence[CurvePoint], most: int) -> list[CurvePoint]:
+def thinned(points: Sequence[T], most: int) -> list[T]:
     """Return at most so many points, evenly chosen, the first and the last among them."""
     if len(points) <= most:
         return list(points)
@@ -236,12 +199,17 @@ def y_range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def nice_ticks(values: tuple[float, float], most: int) -> list[float]:
-    """Return at most so many round values (steps of 1, 2 or 5 tens) inside a range."""
+    """Return at most so many round values inside a range."""
     low, high = values
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    step = nice_step(values, most)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def nice_step(values: tuple[float, float], most: int) -> float:
+    """Return the least of 1, 2 or 5 tens that a range holds at most so many of."""
+    rough = (values[1] - values[0]) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
 
 
 def _log_ticks(values: Sequence[float]) -> list[float]:

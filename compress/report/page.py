@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from compress.records import JsonValue, RunRecord, StepRecord
 from compress.report import appendix, charts, figures, searches, tables, units
 from compress.report.key_figures import key_figures
+from compress.report.looks import not_to_the_bit
 from compress.report.terminal import flattened, printed
 from compress.report.text import visible
+from compress.report.trainings import training
 from compress.report.verdict import judge
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ def render(run: RunRecord) -> str:
         effort=tables.effort(run, best),
         tasks=tables.tasks(run, best),
         speed=tables.speed(run, best),
-        curves=[(curve, appendix.curve_twin(step)) for step in run.steps if (curve := charts.curve(step))],
+        trainings=[(drawn, appendix.curve_twin(step)) for step in run.steps if (drawn := training(step))],
         searches=[drawn_search(step, found) for step in run.steps if (found := searches.search_of(step))],
         samples=samples(run),
         roots=[step for step in run.steps if figures.parent(run, step) is None],
@@ -51,6 +53,7 @@ def render(run: RunRecord) -> str:
         details=details,
         warnings=[(step.name, warning) for step in run.steps for warning in step.warnings],
         exports=[(step, export_command(run, step)) for step in run.leaves],
+        inexact=[finding for step in run.steps for finding in not_to_the_bit(step)],
         environment=appendix.environment(run),
         artifacts=appendix.artifacts(run),
         work=appendix.work(run),

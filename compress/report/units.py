@@ -10,6 +10,8 @@ SPACE = "\u00a0"
 MINUS = "\u2212"
 TIMES = "\u00d7"
 
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 NOT_MEASURED = "not measured"
 
 
@@ -114,6 +116,14 @@ def plain(text: str) -> str:
     """Return a printed number without trailing zeros, for an axis: ``0.5 ms`` for ``0.500 ms``."""
     digits, space, unit = text.partition(SPACE)
     return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + space + unit
+
+
+def axis(value: float, write: Callable[[float], str] = significant) -> str:
+    """Return a number for an axis, where there is little room: ``0.5``, ``2·10⁻⁵``."""
+    if value and abs(value) < 1e-3 and write is significant:
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{plain(digits)}·10{str(int(power)).translate(SUPERSCRIPT)}".replace("-", MINUS)
+    return plain(write(value))
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:

@@ -7,26 +7,16 @@ points of the most accurate leaf.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from compress.records import GateResult, Measurement, RunRecord, StepRecord
 from compress.report import figures, units
-
-Tone = Literal["good", "bad", "warn", "plain"]
+from compress.report.finding import Finding, Tone
 
 TOLERANCE = 0.02
 """Without gates: how far below the most accurate leaf the chosen one may be, as a share."""
 
 GATE_UNITS = {"accuracy": "share", "kl_divergence": "nats/token"}
 """What a gate counts, by how its name ends."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One sentence of the verdict, and whether it is good news."""
-
-    tone: Tone
-    text: str
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,7 @@
 import itertools
 
-import pytest
-
-from compress.report import appendix, charts
+from compress.report import charts
 from compress.report.labels import CHARACTER, place
-from compress.report.page import render
 from compress.report.verdict import best_student
 from tests.report.sample_run import TASKS, sample_run, with_step, without
 
@@ -92,51 +89,6 @@ def test_models_of_one_size_and_quality_are_still_drawn():
     twin = run.step("recover").model_copy(update={"name": "twin"})
     steps = (run.step("recover"), twin)
     assert len(drawn(run.model_copy(update={"steps": steps}))[0].marks) == 2
-
-
-@pytest.mark.parametrize("losses", [[], [1.0], [float("nan"), float("inf"), 2.0]])
-def test_a_curve_without_two_finite_points_is_not_drawn(losses):
-    step = sample_run().step("recover")
-    points = [
-        step.curve[0].model_copy(update={"loss": loss, "tokens": i + 1}) for i, loss in enumerate(losses)
-    ]
-    assert charts.curve(step.model_copy(update={"curve": tuple(points)})) is None
-
-
-def evaluated_step():
-    """A training that was looked at four times, once at a loss above all others."""
-    step = sample_run().step("recover")
-    looks = {36: 1.9, 73: 0.8, 110: float("inf"), 146: 0.5}
-    points = tuple(
-        point.model_copy(update={"held_out": {"loss": looks[i], "kl": 0.25}, "tasks": {"world_sums": 0.5}})
-        if i in looks
-        else point
-        for i, point in enumerate(step.curve)
-    )
-    return step.model_copy(update={"curve": points})
-
-
-def test_held_out_loss_is_drawn_inside_the_same_frame():
-    step = evaluated_step()
-    drawn_curve = charts.curve(step)
-    places = [tuple(map(float, place.split(","))) for place in drawn_curve.held_out.split()]
-    assert len(places) == 3 and places[0][1] == charts.TOP
-    assert places[0][0] < places[1][0] < places[2][0] == charts.RIGHT
-    assert charts.curve(sample_run().step("recover")).held_out == ""
-
-
-def test_the_table_beside_a_curve_has_what_was_evaluated():
-    table = appendix.curve_twin(evaluated_step())
-    assert table.columns[3:] == ("Held-out loss", "Held-out kl", "world_sums")
-    assert [cell.main.text for cell in table.rows[0].cells[3:]] == ["1.90", "0.250", "50.0\u00a0%"]
-    assert len(table.rows) == 4
-
-
-def test_a_page_shows_the_held_out_loss_where_there_is_one():
-    run = sample_run()
-    steps = tuple(evaluated_step() if step.name == "recover" else step for step in run.steps)
-    assert "dashed: held out" in render(run.model_copy(update={"steps": steps}))
-    assert "dashed: held out" not in render(run)
 
 
 def test_a_long_curve_is_thinned_but_keeps_its_ends():
