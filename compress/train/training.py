@@ -84,7 +84,7 @@ class Training:
             self.numerics = self.numerics.without_one_order(error)
             own, own_tokens = self._sum_gradients()
         total, num_tokens = self._team.sums(float(own), own_tokens)
-        self._num_targets = num_tokens
+        self._num_targets = round(num_tokens)
         if num_tokens == 0:
             return None
         # A team's gradients are means over its processes already.
