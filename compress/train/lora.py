@@ -29,7 +29,7 @@ def add_adapters(student: PreTrainedModel, settings: Lora, seed: int) -> LoraMod
     linear = dict(_linear_layers(student))
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha or 2 * settings.rank,
         target_modules=adapted(linear, settings.targets),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in linear.values()),
     )

@@ -22,8 +22,9 @@ class Lora(StepConfig):
 
     rank: int = Field(default=16, ge=1)
     """Rows of each adapter. 8 to 64; recovery after pruning changes much, so rather more."""
-    alpha: float = Field(default=32.0, gt=0)
-    """The adapters' product is multiplied by alpha / rank. Keep it at twice the rank, and the learning rate with it."""
+    alpha: float | None = Field(default=None, gt=0)
+    """The adapters' product is multiplied by alpha / rank. Left out: twice the rank, so that one learning rate suits
+    every rank."""
     targets: Targets = "all-linear"
     """Which layers get one: all linear ones but the output head, or names such as ``q_proj``."""
 

@@ -58,6 +58,15 @@ def test_only_adapters_learn(tmp_path):
     assert {name.split(".")[-4] for name in learning} == {"q_proj", "down_proj"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "scale"), [({}, 2), ({"rank": 4}, 2), ({"rank": 16, "alpha": 8}, 0.5)], ids=str
+)
+def test_adapters_count_twice_whatever_their_rank_unless_asked(settings, scale):
+    model = tiny_model("llama", **SMALL)
+    add_adapters(model, Lora(**settings), seed=0)
+    assert model.model.layers[0].mlp.up_proj.scaling == {"default": scale}
+
+
 def test_the_seed_draws_the_adapters_and_nothing_else_is_drawn():
     def drawn(seed):
         model = tiny_model("llama", **SMALL)
