@@ -160,7 +160,8 @@ class HiddenDistance(nn.Module):
         """
         total = ours[0].new_zeros((), dtype=torch.float32)
         for our_BTD, their_BTD in zip(ours, theirs, strict=True):
-            our_ND, their_ND = (batch.before_targets(states).float() for states in (our_BTD, their_BTD))
+            pair = our_BTD, their_BTD.to(our_BTD.device)
+            our_ND, their_ND = (batch.before_targets(states).float() for states in pair)
             their_ND = self._matching.gain * their_ND
             square_N = their_ND.square().mean(-1).clamp_min(SMALLEST)
             total = total + ((our_ND - their_ND).square().mean(-1) / square_N).sum()

@@ -89,11 +89,13 @@ class Distillation(Objective):
         num_ids: int,
         teacher_ids: Sequence[int] | None = None,
         matching: Matching = NOTHING,
+        teacher_device: str | None = None,
     ) -> None:
         """`num_ids`: how many ids the student's tokenizer has.
 
         `teacher_ids`: the teacher's id of each of the student's; without it they are the same. `matching`: which
-        hidden states belong together, none without it. Raises `InputError` when a model has too few ids.
+        hidden states belong together, none without it. `teacher_device`: where the teacher's layers run, beside the
+        student without it. Raises `InputError` when a model has too few ids.
         """
         super().__init__(student)
         self._heads = output_head(student), output_head(teacher)
@@ -104,6 +106,7 @@ class Distillation(Objective):
                 f"the tokenizer has {num_ids} ids, but teacher or student only {self.vocabulary}"
             )
         self.teacher = teacher.eval().requires_grad_(False)
+        self._teacher_device = teacher_device
         self.recipe = recipe
         self._teacher_ids: Tensor | None
         ids = None if teacher_ids is None else torch.tensor(teacher_ids[: self.vocabulary])
@@ -112,6 +115,13 @@ class Distillation(Objective):
         """The teacher's output layer at those ids, without hidden states, by what it is multiplied in."""
         assert not recipe.hidden_weight or matching.student_layers
         self.distance = HiddenDistance(matching)
+
+    def place(self, device: str) -> None:
+        """Move the objective to the device that training runs on, the teacher to its own."""
+        for child in self.children():
+            child.to(self._teacher_device or device if child is self.teacher else device)
+        if self._teacher_ids is not None:
+            self._teacher_ids = self._teacher_ids.to(device)
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
@@ -202,12 +212,16 @@ class Distillation(Objective):
         """Run the teacher's layers; return what makes logits of what they say."""
         if self._teacher_ids is not None:
             batch = replace(batch, ids=self._teacher_ids[batch.ids])
-        head = self._heads[1]
-        hidden_ND = head.scaled(hidden_states(self.teacher, batch))
+        head, device = self._heads[1], batch.ids.device
+        if self._teacher_device is not None:
+            batch = batch.to(self._teacher_device)
+        # The logits are made where the student's are, of what is small: the teacher's last hidden states.
+        hidden_ND = head.scaled(hidden_states(self.teacher, batch)).to(device)
         weight_VD, bias_V = output_matrix(self.teacher)
-        dtype = product_dtype(hidden_ND.device, weight_VD.dtype)
+        dtype = product_dtype(device, weight_VD.dtype)
         if dtype not in self._teacher_output:
             ids = slice(self.vocabulary) if self._teacher_ids is None else self._teacher_ids
-            bias_V = None if bias_V is None else bias_V[ids]
-            self._teacher_output[dtype] = Projection.of(hidden_ND[:0], weight_VD[ids], bias_V, head.softcap)
+            bias_V = None if bias_V is None else bias_V[ids].to(device)
+            weight_VD = weight_VD[ids].to(device)
+            self._teacher_output[dtype] = Projection.of(hidden_ND[:0], weight_VD, bias_V, head.softcap)
         return replace(self._teacher_output[dtype], hidden=hidden_ND.to(dtype))

@@ -7,6 +7,7 @@ The default, forward KL at T = 1 without labels, is what recovered pruned models
 the student, or has run before (`cache_teacher`).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -62,11 +63,33 @@ class Config(TrainingSettings):
     """What the teacher's weights are kept in: ``auto`` is as they are stored, or fp32 where bf16 is slow. ``int8`` and
     ``nf4`` save memory: bitsandbytes rounds all but the head, and the teacher is a little worse for it."""
 
+    teacher_device: str = "auto"
+    """Where the teacher's layers run: ``auto`` is beside the student; another GPU, ``cuda:1``, or ``cpu``, where both
+    do not fit on one. Its logits are made beside the student's all the same, from its last hidden states. With `launch`
+    the teacher is shared out among all processes instead."""
+
+    @field_validator("teacher_device")
+    @classmethod
+    def _is_a_device(cls, setting: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", setting):
+            raise ValueError(f"'{setting}' is no device. Allowed: auto, cpu, cuda, cuda:1, …")
+        return setting
+
     @field_validator("divergence")
     @classmethod
     def _exists(cls, setting: str | dict[str, Any]) -> str | dict[str, Any]:
         chosen(setting)
         return setting
+
+    @model_validator(mode="after")
+    def _teacher_has_a_device(self) -> "Config":
+        for name in ("launch", "cache_teacher"):
+            if self.teacher_device != "auto" and getattr(self, name) is not None:
+                raise ValueError(
+                    f"`teacher_device: {self.teacher_device}` is for a teacher that runs beside one process: "
+                    f"leave it out with `{name}`, or leave out `{name}`"
+                )
+        return self
 
     @model_validator(mode="after")
     def _cache_has_what_is_asked(self) -> "Config":
@@ -125,8 +148,8 @@ def advise(steps: Sequence[Planned]) -> list[str]:
 
 
 def rehearse(config: Config) -> Config:
-    """Return the settings with a few steps of a few sequences."""
-    return rehearsed(config)
+    """Return the settings with a few steps of a few sequences, on the device there is."""
+    return rehearsed(config).model_copy(update={"teacher_device": "auto"})
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:
@@ -139,19 +162,20 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
         return _from_cache(parent, config, context)
     from compress.distill.hidden import NOTHING, matching
     from compress.distill.objective import Distillation, Recipe
-    from compress.distill.teacher import load_teacher, shared_ids
+    from compress.distill.teacher import known_device, load_teacher, shared_ids
     from compress.train.student import train_student
 
     folder = context.inputs["teacher"].path
     ids = shared_ids(parent.path, folder)
     hidden = matching(parent.path, folder) if config.hidden_weight > 0 else NOTHING
-    teacher = load_teacher(folder, config.precision, config.teacher_precision)
+    device = known_device(config.teacher_device)
+    teacher = load_teacher(folder, config.precision, config.teacher_precision, device)
     recipe = Recipe(named(config.divergence), config.temperature, config.label_weight, config.hidden_weight)
     return train_student(
         parent,
         config,
         context,
-        lambda student: Distillation(student, teacher, recipe, ids.num_ids, ids.of_teacher, hidden),
+        lambda student: Distillation(student, teacher, recipe, ids.num_ids, ids.of_teacher, hidden, device),
     )
 
 

@@ -20,24 +20,42 @@ from compress.train.numerics import has_fast_bf16
 TeacherPrecision = Literal["auto", "bf16", "fp32", "int8", "nf4"]
 
 
+def known_device(setting: str) -> str | None:
+    """Return the device a setting names, ``None`` for ``auto``. Raises `InputError` for a GPU that is not there."""
+    if setting == "auto":
+        return None
+    name, _, index = setting.partition(":")
+    num_there = torch.cuda.device_count()
+    if name == "cuda" and int(index or 0) >= num_there:
+        there = f"cuda:0 to cuda:{num_there - 1}" if num_there > 1 else "cuda:0" if num_there else "no GPU"
+        raise InputError(
+            f"teacher_device: {setting}: here is {there}. Allowed: auto, cpu, or a GPU that is there"
+        )
+    return setting
+
+
 def load_teacher(
-    folder: Path, precision: Literal["auto", "bf16", "fp32"], kept_in: TeacherPrecision = "auto"
+    folder: Path,
+    precision: Literal["auto", "bf16", "fp32"],
+    kept_in: TeacherPrecision = "auto",
+    device: str | None = None,
 ) -> PreTrainedModel:
-    """Return the teacher with its weights kept as asked.
+    """Return the teacher with its weights kept as asked, for a device: the default one without.
 
     ``auto`` is the dtype they are stored in, fp32 where `precision` says so or bf16 is slow. ``int8`` (LLM.int8) and
     ``nf4`` (QLoRA) round all linear layers but the head; the teacher is then on its device already. In a team only the
     leader holds weights of the others.
     """
-    fast = precision != "fp32" and has_fast_bf16(default_device())
+    device = device or default_device()
+    fast = precision != "fp32" and has_fast_bf16(torch.device(device).type)
     if kept_in in ("int8", "nf4"):
-        return _rounded(folder, kept_in, torch.bfloat16 if fast else torch.float32)
+        return _rounded(folder, kept_in, torch.bfloat16 if fast else torch.float32, device)
     dtypes = {"auto": None if fast else torch.float32, "bf16": torch.bfloat16, "fp32": torch.float32}
     return load_at_leader(folder, dtype=dtypes[kept_in] or DTYPES[stored_dtype(read_spec(folder))])
 
 
-def _rounded(folder: Path, kept_in: TeacherPrecision, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the teacher with weights rounded by bitsandbytes, on the default device."""
+def _rounded(folder: Path, kept_in: TeacherPrecision, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Return the teacher with weights rounded by bitsandbytes, on the device."""
     # At every call it logs that it computes in fp16, which no caller can change.
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(
         lambda record: not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
@@ -53,7 +71,7 @@ def _rounded(folder: Path, kept_in: TeacherPrecision, dtype: torch.dtype) -> Pre
             folder,
             dtype=dtype,
             quantization_config=settings,
-            device_map=default_device(),
+            device_map=device,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,

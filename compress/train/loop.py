@@ -18,6 +18,7 @@ from compress.train.batches import Batches, Rows
 from compress.train.distributed import Team, shard
 from compress.train.memory import fitted, giving_way, is_out_of_memory, recompute_activations, tried_on
 from compress.train.numerics import Numerics, applied, keep, resolve
+from compress.train.objective import Objective
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 from compress.train.sharded import TeamCheckpoints
@@ -82,7 +83,11 @@ def _place(objective: nn.Module, numerics: Numerics) -> None:
     for model in (m for m in objective.children() if isinstance(m, PreTrainedModel)):
         # Scores that are bent (Gemma 2) only plain products compute.
         model.set_attn_implementation(numerics.attention if model._supports_sdpa else "eager")
-    if not Team.current().is_launched:  # a team's models come to their devices in parts
+    if Team.current().is_launched:
+        return  # a team's models come to their devices in parts
+    if isinstance(objective, Objective):
+        objective.place(numerics.device)
+    else:
         objective.to(numerics.device)
 
 

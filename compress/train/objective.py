@@ -25,6 +25,10 @@ class Objective(nn.Module):
         super().__init__()
         self.student = student
 
+    def place(self, device: str) -> None:
+        """Move the objective to the device that training runs on."""
+        self.to(device)
+
     def whole(self, work: Callable[[PreTrainedModel], Value]) -> Value:
         """Return what `work` makes of the student, which a team of processes gathers for it as for `forward`."""
         return work(self.student)

@@ -6,8 +6,10 @@ from pydantic import ValidationError
 
 from compress.distill import step
 from compress.distill import teacher as teachers
+from compress.distill.divergences import named
 from compress.distill.losses import forward_kl
-from compress.distill.teacher import load_teacher
+from compress.distill.objective import Distillation, Recipe
+from compress.distill.teacher import known_device, load_teacher
 from compress.errors import InputError
 from compress.models.checkpoint import load_model, load_tokenizer
 from compress.models.token_map import read_kept
@@ -17,7 +19,7 @@ from compress.train import step as train
 from compress.train.distribution import Distribution
 from tests.fakes import FakeContext, Stopped
 from tests.models.small_tokenizers import TEXTS
-from tests.models.tiny import token_ids
+from tests.models.tiny import tiny_model, token_ids
 from tests.prune.test_vocab import parent as tokenized
 from tests.prune.test_vocab import pruned
 from tests.train.inputs import context, parent, payload, tokens
@@ -166,7 +168,45 @@ def test_a_misspelled_divergence_is_refused_with_the_nearest_one():
         step.Config(**SETTINGS, divergence="forwad_kl")
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0}, {"label_weight": 1.5}, {"tempature": 2}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0}, {"label_weight": 1.5}, {"tempature": 2}, {"teacher_device": "gpu1"}]
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         step.Config(**SETTINGS, **wrong)
+
+
+def test_a_teacher_may_run_on_a_device_of_its_own(teacher, tmp_path):
+    student = parent(tmp_path / "student")
+    for device in ("auto", "cpu"):
+        config = step.Config(**SETTINGS, hidden_weight=0.1, teacher_device=device)
+        step.run(student, config, context(tmp_path / device, teacher=teacher))
+    assert payload(tmp_path / "auto") == payload(tmp_path / "cpu")
+
+
+def test_only_what_is_beside_the_student_moves_to_its_device():
+    student, teacher = tiny_model("llama"), tiny_model("llama")
+    objective = Distillation(student, teacher, Recipe(named("forward_kl")), 0, teacher_device="meta")
+    objective.place("cpu")
+    assert {p.device.type for p in teacher.parameters()} == {"meta"}
+    assert {p.device.type for p in student.parameters()} == {"cpu"}
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert known_device("cuda:1") == "cuda:1" and known_device("auto") is None
+    with pytest.raises(
+        InputError, match=r"teacher_device: cuda:2: here is cuda:0 to cuda:1\. Allowed: auto, cpu"
+    ):
+        known_device("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="here is no GPU"):
+        known_device("cuda")
+
+
+@pytest.mark.parametrize("other", [{"launch": {"processes": 2}}, {"cache_teacher": True}])
+def test_a_device_is_only_for_a_teacher_beside_one_process(other):
+    with pytest.raises(
+        ValueError, match="`teacher_device: cpu` is for a teacher that runs beside one process"
+    ):
+        step.Config(**SETTINGS, teacher_device="cpu", **other)
