@@ -7,21 +7,11 @@ from compress.records import JsonValue, RunRecord, StepRecord
 from compress.report import figures, units
 from compress.report.cells import Cell, Row, Table, Text, figure, measured, words
 from compress.report.charts import Cost, thinned
-from compress.report.looks import Look, looks
+from compress.report.looks import HELD_OUT, Look, looks
 from compress.report.tables import per_step
 from compress.report.terminal import printed
 
 LONGEST_SETTINGS = 160
-
-HELD_OUT = {
-    "loss": ("Held-out loss", "nats"),
-    "kl": ("KL to the teacher", "nats"),
-    "same_top": ("Same top token as the teacher", "share"),
-    "teacher_entropy": ("Entropy of the teacher", "nats"),
-    "student_entropy": ("Entropy of the student", "nats"),
-    "label_loss": ("Loss on the text itself", "nats"),
-}
-"""What a figure of held-out text is called, and its unit."""
 
 UNSEEN = Cell(Text("none yet", tone="missing"))
 

@@ -14,6 +14,17 @@ from compress.report.finding import Finding
 NATS = f"{units.SPACE}nats per token"
 
 
+HELD_OUT = {
+    "loss": ("Held-out loss", "nats"),
+    "kl": ("KL to the teacher", "nats"),
+    "same_top": ("Same top token as the teacher", "share"),
+    "teacher_entropy": ("Entropy of the teacher", "nats"),
+    "student_entropy": ("Entropy of the student", "nats"),
+    "label_loss": ("Loss on the text itself", "nats"),
+}
+"""What a figure of held-out text is called, and its unit."""
+
+
 @dataclass(frozen=True)
 class Look:
     """One evaluation: figures of held-out text, and the accuracy on each watched task."""

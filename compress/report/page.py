@@ -14,20 +14,16 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.records import JsonValue, RunRecord, StepRecord
-from compress.report import appendix, charts, figures, searches, tables, units
+from compress.records import RunRecord, StepRecord
+from compress.report import appendix, charts, figures, outcome, searches, tables, units
 from compress.report.key_figures import key_figures
 from compress.report.looks import not_to_the_bit
-from compress.report.terminal import flattened, printed
 from compress.report.text import visible
 from compress.report.trainings import training
 from compress.report.verdict import judge
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-LONGEST_FACT = 600
-"""Characters of one setting or fact that are printed; the record holds the rest."""
 
 
 def render(run: RunRecord) -> str:
@@ -103,11 +99,10 @@ def drawn_search(step: StepRecord, found: searches.Search) -> tuple[Any, ...]:
     )
 
 
-def details(step: StepRecord) -> list[tuple[str, str]]:
-    """Return a step's settings and facts as printed lines, long ones cut; a search has a section of its own."""
-    settings = list(flattened(step.settings, "")) if step.settings else []
-    drawn = {"search"} if searches.search_of(step) else set()
-    return [*settings, *((name, _cut(value)) for name, value in step.facts.items() if name not in drawn)]
+def details(step: StepRecord) -> list[tuple[str, list[outcome.Line]]]:
+    """Return a step's settings and what came of it, each under its heading."""
+    parts = [("Settings", outcome.settings(step)), ("What came of it", outcome.found(step))]
+    return [(heading, lines) for heading, lines in parts if lines]
 
 
 def export_command(run: RunRecord, step: StepRecord) -> str:
@@ -124,11 +119,6 @@ def _split(text: str, model: str | None, is_model: bool) -> tuple[str, str]:
     alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, model, strict=False)))
     start = text.rfind(" ", 0, alike) + 1
     return text[:start], text[start:]
-
-
-def _cut(value: JsonValue) -> str:
-    text = printed(value)
-    return text if len(text) <= LONGEST_FACT else f"{text[:LONGEST_FACT]}… ({len(text)} characters)"
 
 
 @cache

@@ -131,7 +131,7 @@ def test_a_result_that_is_not_exact_to_the_bit_says_why():
     text = f"recover would not come out the same to the bit again: {why}."
     assert text in words(run.step("recover"))
     assert render(run).count(text) == 2, "beside the training and where one reads how to repeat the run"
-    assert "to the bit" not in render(watched_run(bit_exact=True))
+    assert "the same to the bit" not in render(watched_run(bit_exact=True))
 
 
 def test_the_table_beside_a_training_begins_before_it_and_has_what_was_evaluated():
