@@ -81,6 +81,7 @@ def run(
     Example: compress run pipelines/quickstart.yaml --set seed=3
     """
     from compress import api, report
+    from compress.engine.events import while_it_is_there
     from compress.engine.live_table import for_terminal
     from compress.errors import Interrupted, Preempted
 
@@ -90,9 +91,8 @@ def run(
         return
     again = f"Run the same command again to go on: {' '.join(['compress', *sys.argv[1:]])}"
     try:
-        record = api.run(
-            loaded, until=until, redo_from=redo_from, rehearsal=rehearsal, listener=for_terminal(sys.stderr)
-        )
+        listener = while_it_is_there(for_terminal(sys.stderr))
+        record = api.run(loaded, until=until, redo_from=redo_from, rehearsal=rehearsal, listener=listener)
     except (Interrupted, Preempted) as error:
         raise type(error)(f"{error}. Everything finished is kept. {again}") from error
     except CompressError:

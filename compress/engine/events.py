@@ -5,6 +5,7 @@ An event is a small dict: ``event`` is ``plan``, ``cached``, ``start``, ``progre
 ``child failed`` tell of work a running node submitted; its events carry the name of the ``child`` beside the node's.
 """
 
+import errno
 import json
 import time
 from collections.abc import Callable
@@ -55,6 +56,24 @@ class PlainLines:
 
     def _say(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
+
+
+def while_it_is_there(listener: Listener) -> Listener:
+    """Stop telling once the terminal, or who read the lines, is gone: what works must be ended well all the same."""
+    gone = False
+
+    def listen(event: Event) -> None:
+        nonlocal gone
+        if gone:
+            return
+        try:
+            listener(event)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
+            gone = True
+
+    return listen
 
 
 def whose(event: Event) -> str:

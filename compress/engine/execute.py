@@ -17,7 +17,7 @@ from compress.engine.events import Clock, Listener, log_path
 from compress.engine.gates import Gates, judge
 from compress.engine.rates import Rates, estimated_memory_bytes
 from compress.engine.recorder import Recorder
-from compress.engine.runs import save_record
+from compress.engine.runs import driving, save_record
 from compress.engine.store import Store
 from compress.engine.tasks import Task
 from compress.engine.workers import OnEvent, Workers
@@ -54,6 +54,11 @@ class Execution:
         Raises the `CompressError` of the first node that failed, `GateFailed` at the end when a gate did; the
         record on disk says so too.
         """
+        with driving(self._folder):
+            save_record(self.record, self._folder)
+            return self._run()
+
+    def _run(self) -> RunRecord:
         missing = self._missing()
         self._announce(missing)
         try:

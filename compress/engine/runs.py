@@ -1,7 +1,10 @@
 """The runs this machine remembers: where their records lie and how a person names them."""
 
+import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from compress.records import RunRecord
 
 RECORD = "run.json"
 INGREDIENTS = "ingredients.json"
+DRIVERS = "drivers.lock"
+"""Held (flock, shared) by the processes that do the run; the kernel drops it however they end."""
 
 
 def runs_folder(root: Path | None = None) -> Path:
@@ -26,6 +31,14 @@ def run_id(name: str, plan: Plan) -> str:
     The same pipeline run again is the same run; a changed one is another.
     """
     return f"{name}-{canonical_digest([node.key for node in plan.nodes])[:8]}"
+
+
+@contextmanager
+def driving(folder: Path) -> Iterator[None]:
+    """Be known as alive while doing a run: what is called running in its record is so."""
+    with (folder / DRIVERS).open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        yield
 
 
 def save_record(record: RunRecord, folder: Path) -> None:
@@ -82,9 +95,26 @@ def last_ingredients(name: str, root: Path | None = None) -> dict[str, dict[str,
 
 
 def _read(path: Path) -> RunRecord:
+    """Return a record. One that says running although nobody does the run any more is of an interrupted one."""
     try:
-        return RunRecord.model_validate_json(path.read_bytes())
+        record = RunRecord.model_validate_json(path.read_bytes())
+        if record.status != "running" or _is_driven(path.parent):
+            return record
+        killed = "its process was killed, or the machine went down"
+        return record.model_copy(update={"status": "interrupted", "error": killed})
     except FileNotFoundError:
         raise InputError(f"{path}: no such run record") from None
     except ValueError as error:
         raise InputError(f"{path}: not a run record of this version ({str(error).splitlines()[0]})") from None
+
+
+def _is_driven(folder: Path) -> bool:
+    lock = folder / DRIVERS
+    if not lock.exists():
+        return False
+    with lock.open() as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,7 +1,7 @@
 """The driver's side of workers: start the fork server when first needed, hand it tasks, listen, stop them.
 
-Signals: Ctrl-C and SIGTERM reach the driver alone. It asks its workers to stop (SIGTERM), gives them time to save, and
-kills them if they do not; a second signal kills at once.
+Signals: Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) reach the driver alone. It asks its workers to stop
+(SIGTERM), gives them time to save, and kills them if they do not; a second signal kills at once.
 """
 
 import json
@@ -109,12 +109,14 @@ class Workers:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into a clean stop of the running workers."""
+        """Turn SIGINT, SIGTERM and SIGHUP into a clean stop of the running workers; ``nohup`` is respected."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         previous = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
         try:
             yield
@@ -245,7 +247,7 @@ class Workers:
         if self._signal == signal.SIGINT:
             raise Interrupted("stopped by Ctrl-C")
         if self._signal is not None:
-            raise Preempted("stopped by SIGTERM")
+            raise Preempted(f"stopped by {signal.Signals(self._signal).name}")
 
 
 def _answer(events: socket.socket, on_submit: OnSubmit, task: Task, submitter: int) -> None:

@@ -4,7 +4,7 @@ import io
 import os
 import pty
 
-from compress.engine.events import PlainLines
+from compress.engine.events import PlainLines, while_it_is_there
 from compress.engine.live_table import LiveTable, for_terminal
 
 EVENTS = (
@@ -69,3 +69,13 @@ def test_plain_lines_tell_what_a_child_came_to():
     told = stream.getvalue()
     assert "recover: width-3f2a90c1: failed: too small\n" in told
     assert "recover: width-3f2a90c1: done in 2.0 s\n" in told
+
+
+def test_a_run_outlives_who_read_its_lines():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        tell = while_it_is_there(PlainLines(stream))
+        os.close(reading)
+        tell(EVENTS[1])
+        tell(EVENTS[5])
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is flushed when it is closed
