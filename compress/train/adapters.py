@@ -28,10 +28,21 @@ def adapted(linear: Iterable[str], targets: Targets) -> list[str]:
     return [name for name in names if _last(name) in targets]
 
 
-def check_adapters(spec: ModelSpec, targets: Targets) -> None:
-    """Raise `InputError` where a model has no such layers. What an unknown family has is seen once it is loaded."""
-    if is_known(spec.config):
-        adapted(linear_layers(spec), targets)
+def check_adapters(spec: ModelSpec, targets: Targets, rank: int) -> None:
+    """Raise `InputError` where a model has no such layers, or none that has so high a rank.
+
+    What an unknown family has is seen once it is loaded.
+    """
+    if not is_known(spec.config):
+        return
+    shapes = linear_layers(spec)
+    largest = max(adapted(shapes, targets), key=lambda name: min(shapes[name]))
+    if rank > min(shapes[largest]):
+        rows, columns = shapes[largest]
+        raise InputError(
+            f"lora.rank: {rank} is more than any adapted matrix has, the largest being {largest} ({rows} by "
+            f"{columns}): more than {min(shapes[largest])} rows learn no more. Usual are 8 to 64"
+        )
 
 
 def linear_layers(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

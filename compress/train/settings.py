@@ -119,15 +119,15 @@ class TrainingSettings(StepConfig):
 def trained(spec: ModelSpec, settings: TrainingSettings) -> ModelSpec:
     """Return the model training makes of one: the same, as it changes values only.
 
-    Raises `InputError` for a model whose logits are not those of its next token, layers to adapt that it has not, and
-    tasks that cannot be watched.
+    Raises `InputError` for a model whose logits are not those of its next token, layers to adapt that it has not or a
+    rank they have not, and tasks that cannot be watched.
     """
     if is_encoder(spec.config):
         raise InputError(
             f"training learns the next token, and {spec.model_type} is an encoder: it can be pruned and quantized only"
         )
     if settings.lora is not None:
-        check_adapters(spec, settings.lora.targets)
+        check_adapters(spec, settings.lora.targets, settings.lora.rank)
     if TEXT_TASK in settings.tasks:
         raise InputError(f"tasks: '{TEXT_TASK}' has no accuracy to watch; name tasks that are answered")
     check_tasks(settings.tasks)
@@ -143,4 +143,5 @@ def rehearsed(settings: Settings) -> Settings:
     launch = rehearsed_launch(settings.launch) if settings.launch else None
     looks = {"held_out_rows": 4, "task_samples": 4, "evaluate_every": 0.5}
     tasks = tuple(DEMO_TASKS)[:1] if settings.tasks else ()  # offline, as the demo's texts that are read
-    return settings.model_copy(update={**steps, **looks, "tasks": tasks, "launch": launch})
+    lora = settings.lora and settings.lora.model_copy(update={"rank": min(settings.lora.rank, 4)})
+    return settings.model_copy(update={**steps, **looks, "tasks": tasks, "launch": launch, "lora": lora})

@@ -14,7 +14,7 @@ from compress.plugins import StepConfig
 from compress.train import step as train_step
 from compress.train.adapters import linear_layers
 from compress.train.lora import _linear_layers
-from compress.train.settings import Lora, TrainingSettings
+from compress.train.settings import Lora, TrainingSettings, rehearsed
 from tests.models.tiny import TRAINABLE, tiny_config, tiny_model
 
 STEPS = [*plugins.step_names(), "data.pack", "train.initialize", "distill.cache_teacher"]
@@ -67,6 +67,17 @@ def test_lora_needs_something_to_adapt():
     assert Lora(targets=("q_proj",)).targets == ("q_proj",)
 
 
+WIDE = spec_from_config(
+    tiny_config(
+        "llama",
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+    ),
+    "F32",
+)
 LLAMA = spec_from_config(tiny_config("llama"), "F32")
 
 
@@ -100,3 +111,24 @@ def test_the_plan_refuses_tasks_that_cannot_be_watched(module):
     with pytest.raises(InputError, match="'world_text' has no accuracy to watch"):
         predict("world_text")
     assert predict("world_sums", "arc_challenge") == LLAMA
+
+
+@pytest.mark.parametrize("module", [train_step, step], ids=["train", "distill"])
+def test_the_plan_refuses_a_rank_that_no_matrix_has(module):
+    def predict(rank, *targets):
+        lora = Lora(rank=rank, **({"targets": targets} if targets else {}))
+        return module.predict(WIDE, module.Config(tokens=100, lora=lora))
+
+    with pytest.raises(
+        InputError, match=r"lora.rank: 100000 is .*layers\.0\.self_attn\.q_proj .64 by 64.: .* 64"
+    ):
+        predict(100_000)
+    with pytest.raises(InputError, match=r"17 is more .*layers\.0\.self_attn\.k_proj .16 by 64.: .* 16"):
+        predict(17, "k_proj", "v_proj")
+    assert predict(17, "q_proj", "k_proj") == predict(64) == predict(16, "k_proj") == WIDE
+
+
+def test_a_rehearsal_has_a_rank_that_tiny_models_bear():
+    settings = TrainingSettings(tokens=100, lora=Lora(rank=512, targets=("q_proj",)))
+    assert rehearsed(settings).lora == Lora(rank=4, targets=("q_proj",))
+    assert rehearsed(TrainingSettings(tokens=100)).lora is None
