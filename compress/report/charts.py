@@ -5,13 +5,13 @@ are SVG user units with the origin at the top left.
 """
 
 import math
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from compress.records import Measurement, RunRecord, StepRecord
 from compress.report import figures, units
-from compress.report.labels import Label, Spot, place
+from compress.report.labels import Label, Spot, along, place
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 456, 28, 268
 """The plotting area inside a picture 480 units wide and 320 high."""
@@ -51,6 +51,14 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Level:
+    """A level line across the chart, with its name."""
+
+    at: float
+    label: Label
+
+
+@dataclass(frozen=True)
 class Scatter:
     """Quality against one cost."""
 
@@ -60,7 +68,7 @@ class Scatter:
     y_ticks: tuple[Tick, ...]
     marks: tuple[Mark, ...]
     links: tuple[tuple[float, float, float, float], ...]
-    chance: Tick | None
+    chance: Level | None
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,9 @@ def _draw(
     x_values, y_values = [model.cost for model in models], _reach(models, chance)
     to_x, to_y = logarithmic(x_values), linear(y_values, BOTTOM, TOP)
     spots = {model.step.name: (to_x(model.cost), to_y(model.quality.value)) for model in models}
-    labels = place({name: at for name, at in spots.items() if name in named}, spots.values(), FRAME)
+    level = None if chance is None else _guessing(chance, models, spots, to_y)
+    named_spots = {name: at for name, at in spots.items() if name in named}
+    labels = place(named_spots, spots.values(), FRAME, [level.label] if level else [])
     return Scatter(
         title=title,
         x_name=cost.x_name,
@@ -162,8 +172,19 @@ def _draw(
             for model in models
             if model.step.role == "student" and model.step.parent in spots
         ),
-        chance=None if chance is None else Tick(to_y(chance), f"guessing, {units.share(chance)}"),
+        chance=level,
     )
+
+
+def _guessing(chance: float, models: Sequence[_Model], spots: Mapping[str, Spot], to_y: Scale) -> Level:
+    """Return the line of guessing; its name keeps away from marks, and from bars where they cross the line."""
+    at = to_y(chance)
+    crossing = [
+        (spots[model.step.name][0], at)
+        for model in models
+        if model.interval[0] <= chance <= model.interval[2]
+    ]
+    return Level(at, along(at, f"guessing, {units.share(chance)}", [*spots.values(), *crossing], FRAME))
 
 
 def kind_of(step: StepRecord, best: StepRecord | None) -> str:

@@ -24,9 +24,11 @@ class Label:
     text: str
 
 
-def place(named: Mapping[str, Spot], marks: Iterable[Spot], frame: Box) -> dict[str, Label]:
+def place(
+    named: Mapping[str, Spot], marks: Iterable[Spot], frame: Box, kept_free: Iterable[Label] = ()
+) -> dict[str, Label]:
     """Return where each name stands: greedy, in the given order, so equal input gives equal output."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
+    taken = [*_around(marks), *map(_box, kept_free)]
     labels: dict[str, Label] = {}
     for name, (x, y) in named.items():
         text = name if len(name) <= 22 else f"{name[:21]}…"
@@ -35,6 +37,20 @@ def place(named: Mapping[str, Spot], marks: Iterable[Spot], frame: Box) -> dict[
         labels[name] = label
         taken.append(box)
     return labels
+
+
+def along(y: float, text: str, marks: Iterable[Spot], frame: Box) -> Label:
+    """Return where the name of a level line stands: where it covers fewest marks."""
+    left, right = frame[0], frame[2]
+    taken = _around(marks)
+    width = len(text) * CHARACTER
+    steps = range(int((right - left - width) // 12) + 1)
+    spots = [Label(right - 12 * i, y + down, "end", text) for i in steps for down in (-5, 14)]
+    return min(spots, key=lambda label: _cost(_box(label), taken, frame))
+
+
+def _around(marks: Iterable[Spot]) -> list[Box]:
+    return [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
 
 
 def _spots(x: float, y: float, text: str) -> list[Label]:

@@ -47,7 +47,7 @@ def test_one_chart_is_enough_when_all_models_are_about_as_good():
 
 
 def test_the_chance_line_is_the_mean_over_the_tasks_that_have_an_accuracy():
-    assert drawn(sample_run(tasks=(*TASKS, "perplexity_only")))[-1].chance.text.endswith("33.3\u00a0%")
+    assert drawn(sample_run(tasks=(*TASKS, "perplexity_only")))[-1].chance.label.text.endswith("33.3\u00a0%")
     assert drawn(sample_run(chance={"facts": 0.25}))[-1].chance is None
 
 
@@ -60,15 +60,34 @@ def test_marks_and_ticks_stay_inside_the_frame():
         assert all(charts.LEFT <= tick.at <= charts.RIGHT for tick in chart.x_ticks)
 
 
+def box_of(label):
+    width = CHARACTER * len(label.text)
+    left = label.x - {"start": 0, "middle": width / 2, "end": width}[label.anchor]
+    return (left, label.y - 10, left + width, label.y)
+
+
 def test_names_do_not_lie_on_one_another():
     for chart in drawn(sample_run()):
-        boxes = []
-        for label in (mark.label for mark in chart.marks if mark.label):
-            width = CHARACTER * len(label.text)
-            left = label.x - {"start": 0, "middle": width / 2, "end": width}[label.anchor]
-            boxes.append((left, label.y - 10, left + width, label.y))
+        boxes = [box_of(mark.label) for mark in chart.marks if mark.label]
+        boxes += [box_of(chart.chance.label)] if chart.chance else []
         for a, b in itertools.combinations(boxes, 2):
             assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_the_name_of_the_line_of_guessing_keeps_away_from_models_that_guess():
+    run = sample_run()
+    for name, value in (("original", 1 / 3), ("edge", 0.34), ("narrow", 0.335)):
+        guess = tuple(
+            m.model_copy(update={"value": value, "low": 0.2, "high": 0.5}) if m.name == "mean_accuracy" else m
+            for m in run.step(name).measurements
+        )
+        run = with_step(run, name, measurements=guess)
+    for chart in (chart for cost in (0, 1) for chart in drawn(run, cost) if chart.chance):
+        left, top, right, bottom = box_of(chart.chance.label)
+        names = [box_of(mark.label) for mark in chart.marks if mark.label]
+        marks = [(m.x - 6, m.y - 6, m.x + 6, m.y + 6) for m in chart.marks]
+        for a in names + marks:
+            assert a[2] <= left or right <= a[0] or a[3] <= top or bottom <= a[1]
 
 
 def test_a_long_name_is_cut():
