@@ -124,7 +124,7 @@ def candidates(step: StepRecord, search: Search) -> Candidates:
         x_name=name,
         y_name=f"Divergence from the {search['compared_with']}, nats a token",
         x_ticks=tuple(Tick(to_x(v), units.plain(write(v))) for v in _ticks(x_values, 4)),
-        y_ticks=tuple(Tick(to_y(v), units.plain(units.significant(v))) for v in nice_ticks(y_values, 5)),
+        y_ticks=tuple(Tick(to_y(v), units.axis(v)) for v in nice_ticks(y_values, 5)),
         points=tuple(
             _point(each, spots[mark], to_y, write, labels.get(mark))
             for mark, each in ((_mark_name(n, each), each) for n, each in _numbered(search))
@@ -151,7 +151,7 @@ def probes(step: StepRecord, search: Search) -> Probes | None:
     return Probes(
         step=step.name,
         x_ticks=tuple(Tick(to_x(v), units.plain(units.share(v))) for v in nice_ticks((0.0, 1.15 * most), 5)),
-        y_ticks=tuple(Tick(to_log(p), units.plain(units.significant(10**p))) for p in _powers(low, high)),
+        y_ticks=tuple(Tick(to_log(p), units.axis(10**p)) for p in _powers(low, high)),
         lines=tuple(
             Line(
                 number,

@@ -61,3 +61,11 @@ def test_an_interval_says_its_unit_once_and_nothing_without_ends():
     assert plain(units.interval(0.823, 0.859, "share")) == "82.3 to 85.9 %"
     assert plain(units.interval(900, 1100, "bytes")) == "900 B to 1.10 kB"
     assert units.interval(None, 0.9, "share") == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.5, "0.5"), (0.002, "0.002"), (2e-05, "2·10⁻⁵"), (-1.5e-12, "-1.5·10⁻¹²"), (1500.0, "1500")],
+)
+def test_a_number_on_an_axis_is_short_however_small_it_is(value, text):
+    assert plain(units.axis(value)) == text
