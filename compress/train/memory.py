@@ -26,12 +26,16 @@ MOMENT_BYTES = 8
 CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 
 
-def fitted(numerics: Numerics, settings: TrainingSettings, schedule: Schedule, fits: Fits) -> Numerics:
+def fitted(
+    numerics: Numerics, settings: TrainingSettings, schedule: Schedule, fits: Fits, can_recompute: bool = True
+) -> Numerics:
     """Return the numerics with the largest micro-batch that fits, and with recomputing where little would."""
     length = schedule.sequence_length
     recompute = settings.checkpoint_activations
     if recompute == "auto":
-        recompute = not fits(settings.micro_batch or _within(FEW_TOKENS, length, schedule), False)
+        recompute = can_recompute and not fits(
+            settings.micro_batch or _within(FEW_TOKENS, length, schedule), False
+        )
     most = _within(MOST_TOKENS, length, schedule)
     micro_batch = settings.micro_batch or largest(lambda size: fits(size, recompute), most)
     micro_batch = min(micro_batch, schedule.batch_sequences)

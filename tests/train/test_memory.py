@@ -67,6 +67,12 @@ def test_activations_are_recomputed_where_few_tokens_fit_without(asked, fits_wit
     assert (found.micro_batch, found.checkpoint_activations) == expected
 
 
+def test_a_model_that_cannot_recompute_is_not_asked_to():
+    settings = TrainingSettings(tokens=512 * 64, batch_tokens=512 * 64)
+    found = fitted(NUMERICS, settings, schedule(), lambda size, recompute: size <= 1, can_recompute=False)
+    assert (found.micro_batch, found.checkpoint_activations) == (1, False)
+
+
 def test_a_micro_batch_that_is_asked_for_is_not_tried_larger():
     settings = TrainingSettings(tokens=64, micro_batch=3)
     found = fitted(NUMERICS, settings, schedule(), lambda size, recompute: size <= 3)
