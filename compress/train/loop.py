@@ -5,6 +5,7 @@ in the checkpoint: so work killed at any moment ends in the bytes it would have 
 """
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from compress.train.objective import Objective
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 from compress.train.sharded import TeamCheckpoints
+from compress.train.tied import lookups_add_their_rows
 from compress.train.training import Training
 from compress.train.watch import Watch
 
@@ -49,7 +51,8 @@ def fit(
     def on_gpu(numerics: Numerics) -> Numerics:
         with applied(numerics):
             _place(objective, numerics)
-            return fitted(numerics, settings, schedule, tried_on(objective, student.train(), read, numerics))
+            fits = tried_on(objective, student.train(), read, numerics)
+            return fitted(numerics, settings, schedule, fits, bool(student.supports_gradient_checkpointing))
 
     team = Team.current()
     numerics = team.leader_first(lambda: resolve(context.partial, settings, schedule, on_gpu, team))
@@ -65,7 +68,8 @@ def fit(
         if numerics.device != "cpu":
             torch.cuda.reset_peak_memory_stats()  # trying sizes took as much as there is
         try:
-            _Loop(training, settings, context).run()
+            with lookups_add_their_rows(student) if not team.is_launched else nullcontext():
+                _Loop(training, settings, context).run()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -27,6 +27,7 @@ from compress.train.head import hidden_states, output_matrix
 from compress.train.numerics import Numerics
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
+from compress.train.tied import lookups_add_their_rows
 from compress.train.training import Training
 
 B, T = 4, 256
@@ -164,6 +165,7 @@ def keep_freed_memory() -> None:
 def our_loop(objective: nn.Module, student: PreTrainedModel, data: RandomRows) -> Step:
     """Return one optimizer step of our loop."""
     keep_freed_memory()
+    _KEPT.enter_context(lookups_add_their_rows(student))
     schedule, asked = Schedule.of(settings(), T), settings()
     numerics = Numerics(
         device="cpu", precision="bf16", num_threads=torch.get_num_threads(), micro_batch=B, attention="eager"
