@@ -19,6 +19,9 @@ from compress.train.numerics import has_fast_bf16
 
 TeacherPrecision = Literal["auto", "bf16", "fp32", "int8", "nf4"]
 
+ROWS_PACKED = 32
+"""Rows that bitsandbytes packs together (``block_n``)."""
+
 
 def known_device(setting: str) -> str | None:
     """Return the device a setting names, ``None`` for ``auto``. Raises `InputError` for a GPU that is not there."""
@@ -76,7 +79,25 @@ def _rounded(folder: Path, kept_in: TeacherPrecision, dtype: torch.dtype, device
             trust_remote_code=False,
             use_safetensors=True,
         )
+    if kept_in == "nf4":
+        _unpack_where_unfit(teacher)
     return teacher.eval()
+
+
+def _unpack_where_unfit(teacher: PreTrainedModel) -> None:
+    """Have layers multiplied in the plain way whose shape bitsandbytes' kernel for processors with AVX-512 cannot take.
+
+    It packs 32 rows at a time and a scale for each of their blocks (64 weights), and does not ask whether they are
+    whole: it fails in the middle of a step.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in teacher.modules():
+        if isinstance(layer, Linear4bit):
+            state = layer.weight.quant_state
+            rows, columns = state.shape
+            if rows % ROWS_PACKED or columns % state.blocksize:
+                layer.support_avx512bf16_for_cpu = False
 
 
 @dataclass(frozen=True)

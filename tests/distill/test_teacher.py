@@ -9,7 +9,7 @@ from compress.distill.teacher import load_teacher
 from compress.models.checkpoint import load_model
 from compress.records import Artifact
 from compress.train.head import hidden_states
-from tests.models.tiny import token_ids
+from tests.models.tiny import token_ids, write_tiny
 from tests.train.inputs import context, parent
 
 IDS_BT = token_ids(num=4, length=24)
@@ -54,6 +54,30 @@ def test_a_rounded_teacher_runs_under_autocast(kept_in, folder):
     teacher = load_teacher(folder, "fp32", kept_in)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert hidden_states(teacher, Batch(IDS_BT)).isfinite().all()
+
+
+UNEVEN = [
+    ("llama", {"hidden_size": 32, "intermediate_size": 64}),
+    ("llama", {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}),
+    (
+        "llama",
+        {"hidden_size": 36, "intermediate_size": 50, "num_attention_heads": 2, "num_key_value_heads": 1},
+    ),
+    ("gpt2", {"n_embd": 48, "n_inner": 80}),
+]
+"""Shapes that no kernel for blocks of 64 or 32 takes whole."""
+
+
+@pytest.mark.parametrize("kept_in", ["int8", "nf4"])
+@pytest.mark.parametrize(("family", "sizes"), UNEVEN, ids=str)
+def test_a_teacher_of_any_width_is_rounded(kept_in, family, sizes, tmp_path):
+    folder = write_tiny(tmp_path, family, **sizes)
+    teacher, whole = load_teacher(folder, "fp32", kept_in), load_teacher(folder, "fp32")
+    with torch.inference_mode():
+        rounded, exact = (hidden_states(model, Batch(IDS_BT)) for model in (teacher, whole))
+        alone = hidden_states(teacher, Batch(IDS_BT[:1, :2]))
+    assert 1e-4 < float((rounded - exact).norm() / exact.norm()) < 0.5
+    assert alone.isfinite().all()
 
 
 @pytest.mark.parametrize("kept_in", ["int8", "nf4"])
