@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Execution:
             return self._run()
 
     def _run(self) -> RunRecord:
-        missing = self._missing()
+        missing = self._plan.missing(self._load)
         self._announce(missing)
         try:
             self._check_it_fits(missing)
@@ -76,24 +76,14 @@ class Execution:
             raise GateFailed("a quality gate failed: " + "; ".join(map(_gate_line, failed)))
         return self.record
 
-    def _missing(self) -> list[Node]:
-        """Load what the store has; return what must be done: wanted results, and what those need."""
-        needed: set[str] = set()
-        for node in reversed(self._plan.nodes):
-            wanted = node.is_model or node.role == "measurement" or node.name in needed
-            if not wanted or self._load(node):
-                continue
-            needed.add(node.name)
-            needed.update(node.edges)
-        return [node for node in self._plan.nodes if node.name in needed and node.name not in self._artifacts]
-
     def _load(self, node: Node) -> bool:
+        """Take a result from the store; return whether it was there."""
         artifact = node.given or self._store.get(node.key)
         if artifact:
             self._artifacts[node.name] = artifact
         return artifact is not None
 
-    def _announce(self, missing: list[Node]) -> None:
+    def _announce(self, missing: Sequence[Node]) -> None:
         models = [{"name": node.name, "use": node.use} for node in self._plan.models]
         cached = len(self._plan.nodes) - len(missing)
         self._tell(event="plan", models=models, num_nodes=len(self._plan.nodes), num_cached=cached)
@@ -103,7 +93,7 @@ class Execution:
                 self._tell(event="cached", node=node.name)
             self._record_step(node.name)
 
-    def _check_it_fits(self, missing: list[Node]) -> None:
+    def _check_it_fits(self, missing: Sequence[Node]) -> None:
         self._store.root.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._store.root).free
         wanted = sum(n.work.disk_bytes or (n.spec.weight_bytes if n.spec else 0) for n in missing)
@@ -121,7 +111,7 @@ class Execution:
                     f"{_amount(available)} are available on this machine."
                 )
 
-    def _do(self, missing: list[Node]) -> None:
+    def _do(self, missing: Sequence[Node]) -> None:
         """Do the missing nodes: one at a time, so that nothing disturbs a timing; in a rehearsal, side by side."""
         side_by_side = (os.cpu_count() or 1) if self._plan.rehearsal else 1
         workers = Workers(threads=1 if self._plan.rehearsal else None)
@@ -135,7 +125,7 @@ class Execution:
                 threads.shutdown()
                 workers.close()
 
-    def _schedule(self, missing: list[Node], limit: int, start: Callable[[Node], Future[None]]) -> None:
+    def _schedule(self, missing: Sequence[Node], limit: int, start: Callable[[Node], Future[None]]) -> None:
         """Start nodes whose inputs are there, at most `limit` at once.
 
         One at a time goes in the plan's order: a model is measured before the next is made. Side by side, making goes

@@ -1,6 +1,6 @@
 """A plan as a person reads it: a line a model, cached or why not, exact sizes, estimates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 from compress.engine.events import duration
@@ -32,22 +32,24 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     is that of each, and the cost that of all. What is prepared for a step has an indented line
     of its own above it. What could be had for less stands below.
     """
+    missing = {node.name for node in plan.missing(lambda n: n.given is not None or n.key in store)}
     rates = Rates(store.root)
     earlier = last_ingredients(name, store.root)
     rows = []
     efforts = []
     for node in plan.models:
         for prepared in plan.prepared_for(node.name):
-            effort = _effort(prepared, plan, store, rates)
+            effort = _effort(prepared, plan, missing, rates)
             efforts.append(effort)
-            rows.append(_prepared_row(prepared, _state(prepared, plan, store, earlier), effort, usd_per_hour))
-        state = _state(node, plan, store, earlier)
-        efforts.append(_effort(node, plan, store, rates))
+            state = _state(prepared, plan, store, missing, earlier)
+            rows.append(_prepared_row(prepared, state, effort, usd_per_hour))
+        state = _state(node, plan, store, missing, earlier)
+        efforts.append(_effort(node, plan, missing, rates))
         rows.append(_row(node, state, efforts[-1], usd_per_hour))
     total = sum(effort.seconds or 0.0 for effort in efforts)
     paid = sum(effort.device_seconds for effort in efforts)
     footer = f"about {duration(total)} of work" + _cost(paid, usd_per_hour, ", about ")
-    lines = [*align([HEADER, *rows]), footer if total else "everything is in the store"]
+    lines = [*align([HEADER, *rows]), footer if missing else "everything is in the store"]
     done = {node.key for node in plan.nodes if node.key in store}
     return "\n".join([*lines, *advice(plan, done)])
 
@@ -59,21 +61,25 @@ def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def _state(node: Node, plan: Plan, store: Store, earlier: dict[str, dict[str, object]]) -> str:
+def _state(
+    node: Node, plan: Plan, store: Store, missing: Container[str], earlier: dict[str, dict[str, object]]
+) -> str:
     if node.given:
         return "a folder on disk"
+    if node.key not in store and node.name not in missing:
+        return "not needed: what is made from it is there"
     if node.key not in store:
         return f"to run ({why_not_cached(node, earlier)})"
-    missing = [m.name.rpartition("/")[2] for m in plan.measurements_of(node.name) if m.key not in store]
-    return f"cached, to measure: {', '.join(missing)}" if missing else "cached"
+    unknown = [m.name.rpartition("/")[2] for m in plan.measurements_of(node.name) if m.name in missing]
+    return f"cached, to measure: {', '.join(unknown)}" if unknown else "cached"
 
 
-def _effort(node: Node, plan: Plan, store: Store, rates: Rates) -> Effort:
+def _effort(node: Node, plan: Plan, missing: Container[str], rates: Rates) -> Effort:
     """Return what the node and its measurements still take."""
-    missing = [n for n in (node, *plan.measurements_of(node.name)) if not n.given and n.key not in store]
-    known = [rates.seconds(n) for n in missing]
+    to_do = [n for n in (node, *plan.measurements_of(node.name)) if n.name in missing]
+    known = [rates.seconds(n) for n in to_do]
     seconds = None if None in known and not any(known) else sum(s or 0.0 for s in known)
-    return Effort(seconds, sum((s or 0.0) * n.work.devices for s, n in zip(known, missing, strict=True)))
+    return Effort(seconds, sum((s or 0.0) * n.work.devices for s, n in zip(known, to_do, strict=True)))
 
 
 def _row(node: Node, state: str, effort: Effort, usd_per_hour: float | None) -> tuple[str, ...]:

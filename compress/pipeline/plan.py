@@ -4,7 +4,7 @@ Nodes are steps, measurements and data; edges are artifacts. Everything here is 
 the model's configuration: no weights are read and nothing is run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny
@@ -89,6 +89,17 @@ class Plan(Record):
                 return tuple(n for n in self.nodes if n.name in own - earlier)
             earlier |= own
         return ()
+
+    def missing(self, is_there: Callable[[Node], bool]) -> tuple[Node, ...]:
+        """What has to be done: models and measurements that are not there, and what those need and is not either."""
+        missing: list[Node] = []
+        needed: set[str] = set()
+        for node in reversed(self.nodes):
+            wanted = node.is_model or node.role == "measurement" or node.name in needed
+            if wanted and not is_there(node):
+                missing.append(node)
+                needed.update(node.edges)
+        return tuple(reversed(missing))
 
     def until(self, step: str) -> "Plan":
         """The plan cut after a step: it, all it needs, and the measurements of those models."""
