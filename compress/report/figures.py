@@ -8,6 +8,9 @@ Labels = Mapping[str, str | int]
 
 TIME_PER_TOKEN = "time_per_output_token"
 
+TIME_RATIO = "time_per_output_token_ratio"
+"""Of the model and the original, timed in turns: the 95 % interval is that of rounds compared one by one."""
+
 SPEED = (
     TIME_PER_TOKEN,
     "time_to_first_token",
@@ -118,6 +121,15 @@ def times_faster(run: RunRecord, step: StepRecord) -> float | None:
     smallest = next(iter(profiles(run)), None)
     relative = to_original(run, step, TIME_PER_TOKEN, smallest) if smallest is not None else None
     return _divided(1.0, relative) if relative is not None else None
+
+
+def times_faster_interval(run: RunRecord, step: StepRecord) -> tuple[float, float] | None:
+    """Return the 95 % interval of `times_faster`; ``None`` where none was recorded, and it may all be noise."""
+    smallest = next(iter(profiles(run)), None)
+    ratio = within(step, TIME_RATIO, smallest) if smallest is not None else None
+    if ratio is None or not ratio.low or not ratio.high:
+        return None
+    return 1 / ratio.high, 1 / ratio.low
 
 
 def _divided(value: float, by: float) -> float | None:

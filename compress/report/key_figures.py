@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from compress.records import RunRecord, StepRecord
-from compress.report import figures, units
+from compress.report import figures, speed, units
 from compress.report.cells import MISSING, Cell, Text, change_text, figure, measured, spread
 
 OUTPUT_PRICE = "usd_per_million_output_tokens"
@@ -34,13 +34,21 @@ def _accuracy(best: StepRecord) -> Cell:
 def _speed(run: RunRecord, best: StepRecord) -> Iterator[tuple[str, Cell]]:
     for profile in figures.profiles(run)[:1]:
         time = figures.within(best, figures.TIME_PER_TOKEN, profile)
-        notes = _times(figures.times_faster(run, best), "faster", "slower")
+        notes = [*_times(figures.times_faster(run, best), "faster", "slower"), *_certainty(run, best)]
         yield "Time per output token", measured(time, *notes, Text(figures.profile_name(profile)))
         price = figures.within(best, OUTPUT_PRICE, profile)
         relative = figures.to_original(run, best, OUTPUT_PRICE, profile)
         if price is not None:
             notes = _times(1 / relative if relative else None, "cheaper", "dearer")
             yield "Price of 1 M output tokens", measured(price, *notes)
+
+
+def _certainty(run: RunRecord, best: StepRecord) -> Iterator[Text]:
+    ends = figures.times_faster_interval(run, best)
+    if ends:
+        yield Text(f"95 %: {speed.interval_words(ends)} as fast", ends)
+    elif figures.times_faster(run, best) is not None:
+        yield Text(f"{speed.num_rounds(run, best)}, no interval: may be noise")
 
 
 def _times(times: float | None, more: str, less: str) -> list[Text]:

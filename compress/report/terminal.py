@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 
 from compress.records import JsonValue, Measurement, RunRecord, StepRecord
-from compress.report import figures, units
+from compress.report import figures, speed, units
 from compress.report.text import visible
 from compress.report.verdict import judge
 
@@ -66,7 +66,9 @@ def _speed(run: RunRecord, step: StepRecord) -> str:
     for profile in figures.profiles(run)[:1]:
         if taken := figures.within(step, figures.TIME_PER_TOKEN, profile):
             faster = figures.times_faster(run, step)
-            beside = f", {units.ratio(faster)} the original's speed" if faster is not None else ""
+            ends = figures.times_faster_interval(run, step)
+            width = f" (95 %: {speed.interval_words(ends)})" if ends else " (may be noise: no interval)"
+            beside = f", {units.ratio(faster)} the original's speed{width}" if faster is not None else ""
             return f"{units.quantity(taken.value, taken.unit)} per output token{beside}"
     return units.NOT_MEASURED
 

@@ -101,6 +101,7 @@ BY_UNIT: dict[str, Callable[[float], str]] = {
     "s": duration,
     "ms": lambda value: f"{significant(value)}{SPACE}ms",
     "USD": dollars,
+    "ratio": ratio,
     "tokens/s": lambda value: f"{count(value)} tok/s",
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compress.records import GateResult, Measurement, RunRecord, StepRecord
-from compress.report import figures, units
+from compress.report import figures, speed, units
 from compress.report.finding import Finding, Tone
 
 TOLERANCE = 0.02
@@ -35,7 +35,7 @@ def judge(run: RunRecord) -> Verdict:
     tone, headline = _headline(run, best)
     findings = [*_state(run), *_launches(run), *_gates(run)]
     if best and not run.rehearsal:
-        findings += [*_rivals(run, best), *_guessing(run, best), *_choice(run, best)]
+        findings += [*_rivals(run, best), *_guessing(run, best), *speed.doubt(run, best), *_choice(run, best)]
     return Verdict(tone, headline, best, (*findings, *_sizes(run), *_warnings(run), *_effort(run)))
 
 
@@ -71,7 +71,8 @@ def beats_on_speed(run: RunRecord, rival: StepRecord, student: StepRecord) -> bo
 
 def trade(run: RunRecord, step: StepRecord) -> str:
     """Return what a step gains and gives up: ``is 7.1× smaller, and loses 2.1 points of accuracy``."""
-    gains = " and ".join([*_size_words(run, step), *_speed_words(run, step)])
+    faster = speed.claim(run, step)
+    gains = " and ".join([*_size_words(run, step), *([faster] if faster else [])])
     cost = _quality_words(figures.accuracy_change(step))
     return f"is {gains}, {cost}" if gains else f"was compressed, {cost}"
 
@@ -234,12 +235,6 @@ def _size_words(run: RunRecord, step: StepRecord) -> Iterator[str]:
     times = figures.times_smaller(run, step)
     if times is not None:
         yield _compared(times, "smaller", "larger", "the same size")
-
-
-def _speed_words(run: RunRecord, step: StepRecord) -> Iterator[str]:
-    times = figures.times_faster(run, step)
-    if times is not None:
-        yield _compared(times, "faster", "slower", "as fast")
 
 
 def _compared(times: float, more: str, less: str, same: str) -> str:

@@ -92,6 +92,15 @@ def latency(speedup: float, memory: float) -> list[Measurement]:
             ),
             measurement("time_per_output_token", ours, "ms", labels=labels, beside={"original": each}, n=20),
             measurement(
+                "time_per_output_token_ratio",
+                1 / speedup,
+                "ratio",
+                labels=labels,
+                low=0.96 / speedup,
+                high=1.04 / speedup,
+                n=20,
+            ),
+            measurement(
                 "tokens_per_second",
                 1000 * batch / ours,
                 "tokens/s",

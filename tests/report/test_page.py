@@ -186,7 +186,10 @@ def test_every_number_in_a_table_is_of_the_record_or_a_difference_or_ratio_of_tw
     ]
     memory = [a.value / b.value for s in run.steps for a in s.measurements for b in run.steps[0].measurements
               if a.name == b.name and a.labels == b.labels and b.value]  # fmt: skip
-    relative = set(beside + memory)
+    intervals = [
+        end for s in run.steps for m in s.measurements if m.unit == "ratio" for end in (m.low, m.high)
+    ]
+    relative = set(beside + memory + intervals)
     derived = {a - b for a in own for b in own if abs(a) < 1} | {a / b for a in own for b in own if b > 1}
     derived |= {1 / a for a in relative} | {a / b for a in relative for b in relative}
     known = sorted(derived | set(own))

@@ -11,7 +11,7 @@ def test_the_summary_tells_verdict_size_quality_and_speed():
         "size          1.29 MB, 1.42 M parameters; original 11.4 MB, 2.84 M parameters",
         "quality       83.8 % mean accuracy; original 86.9 % mean accuracy",
         "change        -3.1 points (95 %: -4.0 to -2.2 points)",
-        "speed         0.444 ms per output token, 5.2x the original's speed",
+        "speed         0.444 ms per output token, 5.2x the original's speed (95 %: 5.0x to 5.4x)",
     ):
         assert line in text.splitlines()
 

@@ -26,6 +26,47 @@ def test_the_headline_says_what_the_best_student_saves_and_what_it_costs():
     )
 
 
+def with_ratio(run: RunRecord, low: float, high: float) -> RunRecord:
+    """The run with another interval of edge's time by the original's, about the same value."""
+    taken = tuple(
+        m.model_copy(update={"low": low, "high": high}) if m.name == "time_per_output_token_ratio" else m
+        for m in run.step("edge").measurements
+    )
+    return with_step(run, "edge", measurements=taken)
+
+
+def test_no_speed_is_claimed_where_its_interval_holds_one():
+    run = with_ratio(sample_run(), 0.05, 1.02)
+    assert plain(judge(run).headline) == "edge is 8.9x smaller, and loses 3.1 points of accuracy"
+    assert (
+        "The speed of edge cannot be told from the original's: it was 5.2x faster in the median of 20 rounds "
+        "(95 %: 0.98x to 20x as fast)." in words(run)
+    )
+
+
+def test_no_speed_is_claimed_where_no_interval_was_recorded():
+    run = without(sample_run(), "time_per_output_token_ratio")
+    assert plain(judge(run).headline) == "edge is 8.9x smaller, and loses 3.1 points of accuracy"
+    assert (
+        "How fast edge is beside the original is not claimed: it was 5.2x faster in the median of 20 rounds, "
+        "without an interval that would tell this from noise." in words(run)
+    )
+    assert "speed" not in words(without(run, "time_per_output_token")).replace("size or speed", "")
+
+
+def test_a_slower_student_is_called_slower_and_one_within_a_tenth_as_fast():
+    assert "1.25x slower" in judge_of("int8", sample_run())
+    assert "and as fast," in plain(judge(with_ratio(sample_run(), 0.95, 1.05)).headline)
+
+
+def judge_of(name: str, run: RunRecord) -> str:
+    """The headline of a run with only that leaf."""
+    kept = tuple(
+        step for step in run.steps if step.name in ("original", "narrow", "shallow", "recover", name)
+    )
+    return plain(judge(run.model_copy(update={"steps": kept})).headline)
+
+
 def test_without_gates_the_smallest_leaf_near_the_most_accurate_is_chosen():
     run = sample_run()
     assert best_student(run).name == "edge"
