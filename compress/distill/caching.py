@@ -7,7 +7,6 @@ Shapes: N tokens, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,7 +28,7 @@ from compress.records import JsonValue, Record
 from compress.train.allocator import freed_memory_kept
 from compress.train.fused import slices
 from compress.train.head import OutputHead, hidden_states, output_head, output_matrix
-from compress.train.numerics import has_fast_bf16
+from compress.train.numerics import chosen_precision, deterministic
 from compress.train.projection import Projection
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
@@ -57,7 +56,7 @@ def write_signals(teacher: Path, config: Config, context: Context) -> dict[str, 
     threads = torch.get_num_threads()
     torch.set_num_threads(start.num_threads)
     try:
-        with freed_memory_kept() if start.device == "cpu" else nullcontext():
+        with freed_memory_kept() if start.device == "cpu" else deterministic(warn_only=True):
             caching = Caching.of(
                 load_teacher(teacher, config.precision, config.teacher_precision), config, start
             )
@@ -176,7 +175,7 @@ def _started(folder: Path, config: Config, sequence_length: int) -> Start:
     device = default_device()
     start = Start(
         device=device,
-        precision="bf16" if config.precision != "fp32" and has_fast_bf16(device) else "fp32",
+        precision=chosen_precision(config.precision, device),
         num_threads=torch.get_num_threads(),
         block_rows=max(1, BLOCK_TOKENS[device] // sequence_length),
     )

@@ -160,16 +160,22 @@ def has_fast_bf16(device: str) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def chosen_precision(setting: Literal["auto", "bf16", "fp32"], device: str) -> Literal["bf16", "fp32"]:
+    """Return what matrices are multiplied in. Raises `InputError` for bf16 where it is slow."""
+    fast = has_fast_bf16(device)
+    if setting == "bf16" and not fast:
+        raise InputError("`precision: bf16`: this machine has no fast bf16. Allowed: auto, fp32")
+    return "bf16" if setting != "fp32" and fast else "fp32"
+
+
 def _decide(settings: TrainingSettings, schedule: Schedule) -> Numerics:
     device = default_device()
-    if settings.precision == "bf16" and not has_fast_bf16(device):
-        raise InputError("`precision: bf16`: this machine has no fast bf16. Allowed: auto, fp32")
-    bf16 = settings.precision != "fp32" and has_fast_bf16(device)
-    eager = device == "cpu" and bf16 and schedule.sequence_length <= EAGER_TOKENS
+    precision = chosen_precision(settings.precision, device)
+    eager = device == "cpu" and precision == "bf16" and schedule.sequence_length <= EAGER_TOKENS
     micro_batch = settings.micro_batch or max(1, CPU_MICRO_TOKENS // schedule.sequence_length)
     return Numerics(
         device=device,
-        precision="bf16" if bf16 else "fp32",
+        precision=precision,
         num_threads=torch.get_num_threads(),
         micro_batch=min(micro_batch, schedule.batch_sequences),
         attention="eager" if eager else "sdpa",

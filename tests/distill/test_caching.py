@@ -346,3 +346,10 @@ def test_sizes_are_tried_on_rows_that_training_reads(teacher, tmp_path, monkeypa
     distilled(student, teacher, tmp_path / "result", cache_teacher=True, tokens=8 * 16, batch_tokens=4 * 16)
     data = PackedTokens.open(tmp_path / "tokens")
     assert tried[-1] == Batches(data, 4, seed=7).at(0).rows.tolist() and len(tried[-1]) == 4
+
+
+def test_bf16_where_it_is_slow_is_refused_before_the_teacher_is_asked(teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.train.numerics.has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(caching, "load_teacher", lambda *arguments: pytest.fail("the teacher was opened"))
+    with pytest.raises(InputError, match="this machine has no fast bf16"):
+        cached(teacher, tmp_path / "signals", precision="bf16")
