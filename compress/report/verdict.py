@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from compress.records import GateResult, Measurement, RunRecord, StepRecord
 from compress.report import figures, speed, units
 from compress.report.finding import Finding, Tone
+from compress.report.looks import did_not_help
 
 TOLERANCE = 0.02
 """Without gates: how far below the most accurate leaf the chosen one may be, as a share."""
@@ -36,6 +37,7 @@ def judge(run: RunRecord) -> Verdict:
     findings = [*_state(run), *_launches(run), *_gates(run)]
     if best and not run.rehearsal:
         findings += [*_rivals(run, best), *_guessing(run, best), *speed.doubt(run, best), *_choice(run, best)]
+        findings += [finding for step in run.steps for finding in did_not_help(step)]
     return Verdict(tone, headline, best, (*findings, *_sizes(run), *_warnings(run), *_effort(run)))
 
 

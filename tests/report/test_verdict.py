@@ -3,6 +3,7 @@ import pytest
 from compress.records import GateResult, Measurement, RunRecord
 from compress.report.verdict import best_student, judge
 from tests.report.sample_run import plain, sample_run, with_step, without
+from tests.report.training_facts import watched_run, watched_step
 
 
 def words(run: RunRecord) -> str:
@@ -65,6 +66,24 @@ def judge_of(name: str, run: RunRecord) -> str:
         step for step in run.steps if step.name in ("original", "narrow", "shallow", "recover", name)
     )
     return plain(judge(run.model_copy(update={"steps": kept})).headline)
+
+
+def test_a_training_that_kept_what_was_there_before_is_told_not_to_have_helped():
+    run = watched_run(kept_tokens=0, stopped_early=True)
+    text = (
+        "Training recover did not help: the weights of before were kept, because its held-out loss was never"
+    )
+    assert text in words(run)
+    assert "did not help" not in words(run.model_copy(update={"rehearsal": True}))
+    assert "did not help" not in words(watched_run(kept_tokens=4096 * 74, stopped_early=True))
+
+
+def test_a_training_that_ends_worse_than_it_began_is_told_not_to_have_helped():
+    step = watched_step({36: 2.5, 146: 2.25})
+    run = with_step(sample_run(), "recover", curve=step.curve, facts=step.facts)
+    text = "Training recover did not help by its held-out loss, which went from 1.90 to 2.25 nats per token"
+    assert text in words(run)
+    assert "did not help" not in words(watched_run()) + words(sample_run())
 
 
 def test_without_gates_the_smallest_leaf_near_the_most_accurate_is_chosen():
