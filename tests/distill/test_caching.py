@@ -19,7 +19,7 @@ from compress.distill.teacher import load_teacher
 from compress.errors import InputError
 from compress.models.checkpoint import load_model
 from compress.records import Artifact
-from compress.train import loop
+from compress.train import loop, numerics
 from compress.train.batches import Batches
 from compress.train.schedule import Schedule
 from tests.fakes import FakeContext, Stopped
@@ -85,7 +85,7 @@ def test_in_bf16_what_is_summed_over_the_vocabulary_is_not_rounded(teacher, tmp_
         asked.append(torch.is_autocast_enabled("cpu"))
         return make(*arguments)
 
-    monkeypatch.setattr(caching, "has_fast_bf16", lambda device: True)
+    monkeypatch.setattr(numerics, "has_fast_bf16", lambda device: True)
     monkeypatch.setattr(caching, "sparse_targets", noted)
     made = cached(teacher, tmp_path / "signals", precision="auto")
     assert made.facts["precision"] == "bf16" and asked and not any(asked)
@@ -349,7 +349,7 @@ def test_sizes_are_tried_on_rows_that_training_reads(teacher, tmp_path, monkeypa
 
 
 def test_bf16_where_it_is_slow_is_refused_before_the_teacher_is_asked(teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.train.numerics.has_fast_bf16", lambda device: False)
+    monkeypatch.setattr(numerics, "has_fast_bf16", lambda device: False)
     monkeypatch.setattr(caching, "load_teacher", lambda *arguments: pytest.fail("the teacher was opened"))
     with pytest.raises(InputError, match="this machine has no fast bf16"):
         cached(teacher, tmp_path / "signals", precision="bf16")
