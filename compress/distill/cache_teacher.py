@@ -97,7 +97,10 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:
-    """Write the signals of every row that will be read. Raises `InputError` for a teacher with a bent head."""
+    """Write the signals of every row that will be read.
+
+    Raises `InputError` for a teacher that makes its logits in an unknown way.
+    """
     from compress.distill.caching import write_signals
 
     return Outcome(facts=write_signals(parent.path, config, context))

@@ -75,4 +75,7 @@ def _differences(
     bf16 = config.precision != "fp32" and has_fast_bf16(device.type)
     whole.to(device), cached.to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        return cache_check.differences(student.eval(), whole, cached, batch.to(device))
+        found = cache_check.differences(student.eval(), whole, cached, batch.to(device))
+    if Team.current().is_launched:  # no device is to hold the whole of it
+        cached.to("cpu")
+    return found

@@ -75,7 +75,7 @@ def mixed_loss(
 class Distillation(Objective):
     """A recipe's loss around a student and its teacher, summed over every token that is a target.
 
-    Distributions are over the ids both models have: vocabularies of one tokenizer differ only in padding, which is
+    Distributions are over the ids both models have: what only one of them has is padding of the tokenizer's ids, and
     left out. A student with a pruned vocabulary learns the teacher's distribution over its own tokens, normalized
     among them; the teacher reads the same tokens under its own ids. H compares hidden states
     (`compress.distill.hidden`).

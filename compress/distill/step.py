@@ -16,9 +16,10 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from compress.distill import cache_teacher
 from compress.distill.cache_teacher import CacheSettings
 from compress.distill.divergences import chosen, named
-from compress.distill.worth import cache_advice
+from compress.distill.worth import cache_advice, own_teacher_advice
 from compress.plugins import Context, ModelRef, Planned, Prepared
 from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
+from compress.train.advice import training_advice
 from compress.train.cost import PROCESS_BYTES, training_work
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
@@ -143,8 +144,8 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
 
 
 def advise(steps: Sequence[Planned]) -> list[str]:
-    """Say where asking the teacher once would save much."""
-    return cache_advice(steps)
+    """Say what looks wrong, and where asking the teacher once would save much."""
+    return [*training_advice(steps), *own_teacher_advice(steps), *cache_advice(steps)]
 
 
 def rehearse(config: Config) -> Config:

@@ -1,4 +1,4 @@
-"""When it pays to ask the teacher once instead of every time."""
+"""When it pays to ask a teacher, and when once instead of every time."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +17,16 @@ def cache_advice(steps: Sequence[Planned]) -> list[str]:
         if _could_be_cached(step):
             groups.setdefault(_asked(step), []).append(step)
     return [line for group in groups.values() for line in _line(group)]
+
+
+def own_teacher_advice(steps: Sequence[Planned]) -> list[str]:
+    """Return a line for every student that starts as its own teacher, and learns nothing else."""
+    return [
+        f"'{step.name}' starts from its own teacher, '{step.config.teacher}': their distributions are the same, so the "  # type: ignore[attr-defined]
+        "loss is 0 and there is nothing to learn. Name another `teacher`, or another model under `from`"
+        for step in steps
+        if step.inputs["teacher"] == step.parent and step.config.label_weight == 0  # type: ignore[attr-defined]
+    ]
 
 
 def _asked(step: Planned) -> tuple[str, ...]:

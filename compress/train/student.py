@@ -102,7 +102,7 @@ def _watch(parent: Artifact, settings: TrainingSettings, context: Context) -> Wa
 
 
 def _heed(context: Context) -> None:
-    """Stop where that is asked for: the last checkpoint is at most half a minute old. A team stops between steps."""
+    """Stop where that is asked for, and go on from the last checkpoint. A team stops between steps."""
     if not Team.current().is_launched and context.stopping:
         context.stop()
 
