@@ -114,6 +114,10 @@ class Planned:
     """How many tokens each input that is data has at most, where its settings say."""
     reads_alike: frozenset[str]
     """The inputs that are models and whose vocabulary is that of the step's data."""
+    parent: str | None = None
+    """The key of what the step starts from."""
+    measured_on: frozenset[str] = frozenset()
+    """The inputs that are data on which the pipeline measures."""
 
 
 def prepared(module: Any, config: StepConfig) -> dict[str, Prepared]:

@@ -37,7 +37,17 @@ def _planned(node: Node, plan: Plan) -> Planned:
             for field, each in given.items()
             if each.is_model and all(_vocabulary(each, plan) == _vocabulary(d, plan) for d in data.values())
         ),
+        parent=plan[node.parent].key if node.parent else None,
+        measured_on=frozenset(field for field, each in data.items() if _is_measured_on(each, plan)),
     )
+
+
+def _is_measured_on(data: Node, plan: Plan) -> bool:
+    """Whether a measurement reads it, or the same entry of ``data:`` in other tokens (``data/heldout/small``)."""
+    read = {
+        node.inputs["text"] for node in plan.nodes if node.role == "measurement" and "text" in node.inputs
+    }
+    return any(data.key == plan[name].key or data.name.startswith(f"{name}/") for name in read)
 
 
 def _vocabulary(node: Node, plan: Plan) -> str | None:

@@ -1,9 +1,10 @@
 """Train on text by the next token's cross-entropy: from scratch, or a pruned model without a teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from compress.plugins import Context
+from compress.plugins import Context, Planned
 from compress.records import Artifact, ModelSpec, Outcome, Work
+from compress.train.advice import training_advice
 from compress.train.cost import training_work
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
@@ -24,6 +25,11 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what the training takes."""
     return training_work(spec, config)
+
+
+def advise(steps: Sequence[Planned]) -> list[str]:
+    """Say what looks wrong."""
+    return training_advice(steps)
 
 
 def rehearse(config: Config) -> Config:
