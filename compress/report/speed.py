@@ -30,13 +30,13 @@ def doubt(run: RunRecord, step: StepRecord) -> Iterator[Finding]:
     times, ends = figures.times_faster(run, step), figures.times_faster_interval(run, step)
     if times is None or claim(run, step):
         return
-    rounds = f"{in_words(times)} in the median of {num_rounds(run, step)}"
+    rounds = f"it was {in_words(times)} than the original in the median of {num_rounds(run, step)}"
     if ends is None:
-        text = f"How fast {step.name} is beside the original is not claimed: it was {rounds}, without an interval"
-        yield Finding("plain", f"{text} that would tell this from noise.")
+        text = f"Nothing is claimed of the speed of {step.name}: {rounds}"
+        yield Finding("plain", f"{text}, without an interval that would tell this from noise.")
     else:
         text = f"The speed of {step.name} cannot be told from the original's"
-        yield Finding("plain", f"{text}: it was {rounds} (95 %: {interval_words(ends)} as fast).")
+        yield Finding("plain", f"{text}: {rounds} (95 %: {interval_words(ends)} as fast).")
 
 
 def in_words(times: float) -> str:
