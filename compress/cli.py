@@ -1,6 +1,5 @@
 """The console script: every command is one call of the public functions in `compress.api`."""
 
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,9 +30,12 @@ class Commands(click.Group):
                 raise
             _fail(str(error), error.exit_code)
         except OSError as error:
-            if error.errno != errno.ENOSPC or ctx.params.get("debug"):
+            from compress.engine.room import disk_full, disk_is_full
+            from compress.engine.store import home
+
+            if not disk_is_full(error) or ctx.params.get("debug"):
                 raise
-            _fail(f"no room left on the disk ({error.filename or 'while writing'})", 5)
+            _fail(disk_full(home(), error), 5)
         except KeyboardInterrupt:
             _fail("stopped by Ctrl-C", 130)
 
@@ -271,10 +273,13 @@ def _print_plan(pipeline: Path, overrides: Sequence[str], rehearsal: bool) -> No
 def _report_what_there_is(name: str, rehearsal: bool, folder: Path) -> None:
     """After a failure: the report of what was reached, if anything was."""
     from compress import api
+    from compress.engine.room import unless_full
 
     try:
         record = api.find_run(f"{name}-test" if rehearsal else name)
     except InputError:
         return
-    if record.steps:
+    if not record.steps:
+        return
+    with unless_full():
         click.echo(f"Report of what was reached: {api.write_report(record, folder)}", err=True)

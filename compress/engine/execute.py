@@ -5,7 +5,6 @@ What is finished is kept, whatever happens next; the record on disk is up to dat
 """
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,18 +14,16 @@ from typing import Any
 
 from compress.engine.events import Clock, Listener, log_path
 from compress.engine.gates import Gates, judge
-from compress.engine.rates import Rates, estimated_memory_bytes
+from compress.engine.rates import Rates
 from compress.engine.recorder import Recorder
+from compress.engine.room import full_disk_told, shortage, unless_full
 from compress.engine.runs import driving, save_record
 from compress.engine.store import Store
 from compress.engine.tasks import Task
 from compress.engine.workers import OnEvent, Workers
-from compress.environment import available_memory_bytes, device_class
 from compress.errors import CompressError, DoesNotFit, GateFailed, Interrupted, Preempted
 from compress.pipeline.plan import Node, Plan
 from compress.records import Artifact, GateResult, RunRecord
-
-GIB = 2**30
 
 
 class Execution:
@@ -66,7 +63,8 @@ class Execution:
             self._do(missing)
         except CompressError as error:
             stopped = isinstance(error, Interrupted | Preempted)
-            self._finish("interrupted" if stopped else "failed", error=str(error))
+            with unless_full():
+                self._finish("interrupted" if stopped else "failed", error=str(error))
             raise
         gates = judge(self.record, self._gates) if self._gates and not self._plan.rehearsal else ()
         self.record = self.record.model_copy(update={"gates": gates})
@@ -95,21 +93,8 @@ class Execution:
 
     def _check_it_fits(self, missing: Sequence[Node]) -> None:
         self._store.root.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self._store.root).free
-        wanted = sum(n.work.disk_bytes or (n.spec.weight_bytes if n.spec else 0) for n in missing)
-        if wanted > free:
-            raise DoesNotFit(
-                f"the run will write {_amount(wanted)} to {self._store.root}, where {_amount(free)} are "
-                "free. Free some (`compress gc`), or point COMPRESS_HOME at a larger disk."
-            )
-        available = available_memory_bytes()
-        for node in missing:
-            needed = estimated_memory_bytes(node) or 0
-            if device_class() == "cpu" and needed > available:
-                raise DoesNotFit(
-                    f"step '{node.name}' needs about {_amount(needed)} of memory; "
-                    f"{_amount(available)} are available on this machine."
-                )
+        if lacking := shortage(missing, self._store.root):
+            raise DoesNotFit(lacking)
 
     def _do(self, missing: Sequence[Node]) -> None:
         """Do the missing nodes: one at a time, so that nothing disturbs a timing; in a rehearsal, side by side."""
@@ -117,7 +102,10 @@ class Execution:
         workers = Workers(threads=1 if self._plan.rehearsal else None)
         with workers.signals(), ThreadPoolExecutor(side_by_side) as threads:
             try:
-                self._schedule(missing, side_by_side, lambda node: threads.submit(self._work, node, workers))
+                with full_disk_told(self._store.root):
+                    self._schedule(
+                        missing, side_by_side, lambda node: threads.submit(self._work, node, workers)
+                    )
             except CompressError:
                 workers.stop()
                 raise
@@ -178,12 +166,17 @@ class Execution:
     def _finish_node(self, node: Node, future: Future[None]) -> None:
         """Take note of a result. Raises what the node raised, saying whose it was."""
         try:
-            future.result()
+            with full_disk_told(self._store.root):  # the driver writes too: events, log and record
+                future.result()
+                self._take(node)
         except CompressError as error:
-            self._tell(event="failed", node=node.name, about=node.about, message=str(error))
+            with unless_full():
+                self._tell(event="failed", node=node.name, about=node.about, message=str(error))
             if isinstance(error, Interrupted | Preempted):
                 raise
             raise type(error)(f"step '{node.name}' ({node.use}): {error}") from error
+
+    def _take(self, node: Node) -> None:
         assert self._load(node), f"{node.name} was committed but is not in the store"
         self._fresh.add(node.name)
         seconds = self._store.manifest(node.key)["seconds"]
@@ -232,10 +225,6 @@ class Execution:
         )
         save_record(self.record, self._folder)
         self._tell(event="finish", status=status, seconds=seconds)
-
-
-def _amount(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _gate_line(gate: GateResult) -> str:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from compress.engine.events import duration
 from compress.engine.rates import Rates, estimated_memory_bytes
+from compress.engine.room import shortage
 from compress.engine.runs import last_ingredients
 from compress.engine.store import Store
 from compress.environment import device_class
@@ -30,9 +31,10 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     and time are estimates: for modules this machine has run before, from what they took; a ``~`` marks them, ``?``
     what nothing is known about yet. Time includes the measurements. Where a step is launched on several cards, memory
     is that of each, and the cost that of all. What is prepared for a step has an indented line
-    of its own above it. What could be had for less stands below.
+    of its own above it. Below stands what would keep it from being run, and what could be had for less.
     """
-    missing = {node.name for node in plan.missing(lambda n: n.given is not None or n.key in store)}
+    to_do = plan.missing(lambda n: n.given is not None or n.key in store)
+    missing = {node.name for node in to_do}
     rates = Rates(store.root)
     earlier = last_ingredients(name, store.root)
     rows = []
@@ -51,7 +53,9 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     footer = f"about {duration(total)} of work" + _cost(paid, usd_per_hour, ", about ")
     lines = [*align([HEADER, *rows]), footer if missing else "everything is in the store"]
     done = {node.key for node in plan.nodes if node.key in store}
-    return "\n".join([*lines, *advice(plan, done)])
+    lacking = shortage(to_do, store.root)
+    refused = [f"`compress run` would refuse: {lacking}"] if lacking else []
+    return "\n".join([*lines, *refused, *advice(plan, done)])
 
 
 def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -5,7 +5,6 @@ Events go to the driver as JSON lines: ``progress``, ``warning``, ``waiting``, a
 Nothing after the fork may be shared with the next step: the process ends here.
 """
 
-import errno
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 from compress import errors, plugins
 from compress.engine.children import child_record
 from compress.engine.launcher import ProcessDied, launched
+from compress.engine.room import disk_full, disk_is_full
 from compress.engine.store import Store, folder_bytes
 from compress.engine.tasks import Task, child_of
 from compress.environment import environment, peak_memory_bytes
@@ -162,12 +162,10 @@ def work(payload: bytes, events_descriptor: int) -> int:
         events.send("error", kind=StepFailed.__name__, message=str(error), crash=True)
     except CompressError as error:
         events.send("error", kind=type(error).__name__, message=str(error))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            return _report_crash(error, events)
-        events.send("error", kind=DoesNotFit.__name__, message=f"no room left on the disk of {task.root}")
     except Exception as error:
-        return _report_crash(error, events)
+        if not disk_is_full(error):
+            return _report_crash(error, events)
+        events.send("error", kind=DoesNotFit.__name__, message=disk_full(task.root, error))
     return 0
 
 

@@ -41,6 +41,8 @@ STEPS = {
                 time.sleep(60)
             if config.text == "full":
                 raise OSError(28, "No space left on device")
+            if config.text == "lib":
+                raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
             raise ValueError(config.text)
     """,
     "fake_team": """

@@ -1,5 +1,6 @@
 """Whole plans of fake steps, in real worker processes."""
 
+import errno
 import json
 import os
 import signal
@@ -95,7 +96,12 @@ def test_every_step_has_a_process_of_its_own(home):
     [
         ("boom", StepFailed, "step 'bad' .*ValueError: boom"),
         ("die", StepFailed, "killed by SIGKILL; the system may have run out of memory"),
-        ("full", DoesNotFit, "no room left on the disk"),
+        (
+            "full",
+            DoesNotFit,
+            r"step 'bad' \(fake_bad\): no room left on the disk of .*home \(COMPRESS_HOME; .* free now\).*gc",
+        ),
+        ("lib", DoesNotFit, r"step 'bad' \(fake_bad\): no room left on the disk of .*home"),
     ],
 )
 def test_a_failure_is_told_and_not_cached(home, text, error, message):
@@ -106,6 +112,19 @@ def test_a_failure_is_told_and_not_cached(home, text, error, message):
     assert good.key in store and bad.key not in store
     saved = RunRecord.model_validate_json((home / "runs/r-12345678/run.json").read_bytes())
     assert saved.status == "failed" and saved.error and "bad" in saved.error
+
+
+def test_a_disk_too_full_for_the_runs_own_notes_is_told_with_the_step(home):
+    slow = node("slow", "fake_slow", steps=60)
+    folder = home / "runs" / "r-12345678"
+    folder.mkdir(parents=True)
+
+    def full(event):
+        if event["event"] in ("progress", "failed", "finish"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DoesNotFit, match=r"step 'slow' \(fake_slow\): no room left on the disk of"):
+        Execution(Plan(nodes=(slow,)), DRAFT, folder, Store(home), None, full).run()
 
 
 def test_where_one_of_several_processes_died_the_log_is_named(home):
