@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from compress import plugins
-from compress.data.files import require_file
+from compress.data.files import read_text
 from compress.data.sources import is_endless
 from compress.errors import InputError
 from compress.plugins import Context, StepConfig
@@ -65,7 +65,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
 
     template = None
     if config.chat_template is not None:
-        template = require_file(config.chat_template).read_text(encoding="utf-8")
+        template = read_text(config.chat_template)
     tokenizer = load_tokenizer(parent.path)
     encoder = Encoder(tokenizer, _embedding_rows(parent), template)
     vocabulary = max(tokenizer.get_vocab().values()) + 1

@@ -203,6 +203,12 @@ def test_a_template_that_wrote_nothing_is_not_kept(byte_tokenizer, context, chat
     assert given_template(context.folder) is None
 
 
+def test_a_chat_template_that_is_not_utf_8_is_named(byte_tokenizer, context, chats, tmp_path):
+    (tmp_path / "chat.jinja").write_bytes(PLAIN.encode() + b"\xff")
+    with pytest.raises(InputError, match=r"chat\.jinja is not UTF-8 text"):
+        packed_by(byte_tokenizer, context, **chats, sequence_length=16)
+
+
 def test_conversations_without_an_answer_are_refused(byte_tokenizer, context, chats):
     line = json.dumps({"said": [{"role": "user", "content": "hi"}] * 9})
     Path(chats["settings"]["paths"][0]).write_text(line)
