@@ -7,6 +7,7 @@ An event is a small dict: ``event`` is ``plan``, ``cached``, ``start``, ``progre
 
 import errno
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,14 @@ PLAIN_SECONDS = 5.0
 
 
 def to_file(stream: TextIO) -> Listener:
-    """Append every event to a file, one JSON line each."""
+    """Append every event to a file, one JSON line each.
+
+    Past the stream's buffer: on a full disk it would keep the line, and fail again when it is closed.
+    """
 
     def listen(event: Event) -> None:
-        stream.write(json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n")
-        stream.flush()
+        line = json.dumps({"time": round(time.time(), 3), **event}, default=str) + "\n"
+        os.write(stream.fileno(), line.encode())
 
     return listen
 

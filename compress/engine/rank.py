@@ -18,9 +18,10 @@ from compress import plugins
 from compress.engine.agent import PID
 from compress.engine.forkserver import die_with_parent
 from compress.engine.launcher import JobFolder
+from compress.engine.room import disk_full, disk_is_full
 from compress.engine.tasks import Task
 from compress.environment import peak_memory_bytes
-from compress.errors import CompressError, StepFailed
+from compress.errors import CompressError, DoesNotFit, StepFailed
 from compress.records import Artifact
 
 PATIENCE = timedelta(hours=2)
@@ -110,6 +111,8 @@ def _done(task: Task, context: RankContext) -> dict[str, Any]:
         traceback.print_exc()
         if _lost_another(error):
             return {"ended": "alone"}
+        if disk_is_full(error):
+            return {"ended": "error", "kind": DoesNotFit.__name__, "message": disk_full(task.root, error)}
         first = (str(error).strip().splitlines() or ["no message"])[0]
         message = f"{type(error).__name__}: {first}"
         return {"ended": "error", "kind": StepFailed.__name__, "message": message}

@@ -50,7 +50,10 @@ def _last_progress(events: Path) -> str:
     if not events.exists():
         return ""
     for line in reversed(events.read_text().splitlines()):
-        event = json.loads(line)
+        try:
+            event = json.loads(line)
+        except ValueError:  # torn by a full disk
+            continue
         if event["event"] == "progress":
             return f"{event['node']}: {describe_progress(event)}"
     return ""

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compress.engine import launcher
+from compress.engine import launcher, rank
 from compress.engine.runs import all_runs
 from compress.engine.store import Store
+from compress.engine.tasks import Task
 from compress.errors import InputError, StepFailed
 from compress.train.launch import Launch
 
@@ -260,8 +261,8 @@ def test_a_process_that_found_itself_alone_is_not_what_failed(folder):
 
 def test_memory_is_that_of_all_processes(folder):
     worker = Worker()
-    for rank in range(3):
-        leave(folder, rank, "done", outcome={"facts": {"rank": rank}})
+    for number in range(3):
+        leave(folder, number, "done", outcome={"facts": {"rank": number}})
     assert launcher._concluded(0, folder, worker).facts == {"rank": 0}
     assert worker.peak_below == 30
 
@@ -281,3 +282,20 @@ def test_machines_meet_where_the_file_says():
         told[told.index("--rdzv-endpoint") + 1] == "head:29400" and told[told.index("--rdzv-id") + 1] == "KEY"
     )
     assert told[told.index("--nnodes") + 1] == "2" and "--standalone" not in told
+
+
+@pytest.mark.parametrize("text", ["full", "lib"])
+def test_a_process_among_several_says_that_the_disk_is_full(home, tmp_path, text):
+    task = Task(
+        key="k",
+        use="fake_bad",
+        settings={"text": text},
+        parent=None,
+        inputs={},
+        seed=0,
+        root=tmp_path,
+        lineage={},
+    )
+    context = rank.RankContext(task, launcher.JobFolder(tmp_path), tmp_path, tmp_path, leads=False)
+    result = rank._done(task, context)
+    assert result["kind"] == "DoesNotFit" and "COMPRESS_HOME" in result["message"]

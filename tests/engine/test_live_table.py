@@ -3,8 +3,11 @@
 import io
 import os
 import pty
+from pathlib import Path
 
-from compress.engine.events import PlainLines, while_it_is_there
+import pytest
+
+from compress.engine.events import PlainLines, to_file, while_it_is_there
 from compress.engine.live_table import LiveTable, for_terminal
 
 EVENTS = (
@@ -79,3 +82,10 @@ def test_a_run_outlives_who_read_its_lines():
         tell(EVENTS[1])
         tell(EVENTS[5])
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is flushed when it is closed
+
+
+def test_an_event_that_a_full_disk_refused_is_not_tried_again_when_the_file_is_closed():
+    stream = Path("/dev/full").open("a")  # noqa: SIM115  # closing it is what is tested
+    with pytest.raises(OSError, match="No space left"):
+        to_file(stream)(EVENTS[1])
+    stream.close()
