@@ -39,11 +39,22 @@ class Rendered:
     """What is learned, in order, each with the mark that ends its turn; ``None``: all of it."""
 
 
+def check_template(template: str, where: str) -> None:
+    """Raise `InputError`, with `where` and the line, for a chat template that is none, whatever is written with it."""
+    from jinja2 import TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        render_jinja_template(conversations=[], chat_template=template)
+    except TemplateSyntaxError as error:
+        raise InputError(f"{where}:{error.lineno}: no valid chat template: {error.message}") from error
+
+
 class ChatTemplate:
     """A tokenizer's chat template, or another one in its place."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str | None = None) -> None:
-        """Raises `InputError` for a tokenizer without a template, or one that cannot tell where its tokens lie."""
+        """Raises `InputError` for a tokenizer without a valid template, or that cannot tell where its tokens lie."""
         if not tokenizer.is_fast:
             raise InputError(
                 f"{type(tokenizer).__name__} does not tell which characters a token covers, which conversations need: "
@@ -56,6 +67,7 @@ class ChatTemplate:
                 "the data holds conversations and the model's tokenizer has no chat template for them: "
                 "give the path of one as `chat_template` beside the source"
             ) from error
+        check_template(written, "the tokenizer's chat template" if template is None else "the chat template")
         self._template = _dated(written)
         self._marks_answers = bool(_GENERATION.search(self._template))
         self._names = tokenizer.special_tokens_map

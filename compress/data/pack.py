@@ -60,12 +60,14 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     chat template cannot render or that hold no answer, and an endless source without a number of rows. A source
     shorter than asked warns.
     """
+    from compress.data.chat import check_template
     from compress.data.encode import Encoder, load_tokenizer
     from compress.data.tokens import TEMPLATE
 
     template = None
     if config.chat_template is not None:
         template = read_text(config.chat_template)
+        check_template(template, config.chat_template)
     tokenizer = load_tokenizer(parent.path)
     encoder = Encoder(tokenizer, _embedding_rows(parent), template)
     vocabulary = max(tokenizer.get_vocab().values()) + 1

@@ -109,6 +109,22 @@ def test_what_a_template_refuses_is_told_with_its_place(bytes_tokenizer):
 
 
 @pytest.mark.parametrize(
+    ("wrong", "line", "said"),
+    [
+        ("{{ m. }}", 1, "expected name or number"),
+        ("\n{{ strftime_now('%d') }}\n{{ messages | nofilter }}", 3, "No filter named 'nofilter'"),
+        ("{% generation %}", 1, "Unexpected end of template"),
+    ],
+)
+def test_a_mistake_in_the_tokenizers_own_template_blames_no_data(bytes_tokenizer, wrong, line, said):
+    bytes_tokenizer.chat_template = wrong
+    with pytest.raises(
+        InputError, match=rf"^the tokenizer's chat template:{line}: no valid chat template: {said}"
+    ):
+        encoded(bytes_tokenizer)
+
+
+@pytest.mark.parametrize(
     ("expression", "error"),
     [
         ("1 // 0", "ZeroDivisionError: integer division"),

@@ -209,6 +209,12 @@ def test_a_chat_template_that_is_not_utf_8_is_named(byte_tokenizer, context, cha
         packed_by(byte_tokenizer, context, **chats, sequence_length=16)
 
 
+def test_a_mistake_in_the_chat_template_is_told_with_its_own_place(byte_tokenizer, context, chats, tmp_path):
+    (tmp_path / "chat.jinja").write_text(PLAIN.replace("{% endfor %}", "\n\n{% endfo %}"))
+    with pytest.raises(InputError, match=r"^\S*chat\.jinja:5: no valid chat template: .*unknown tag 'endfo'"):
+        packed_by(byte_tokenizer, context, **chats, sequence_length=16)
+
+
 def test_conversations_without_an_answer_are_refused(byte_tokenizer, context, chats):
     line = json.dumps({"said": [{"role": "user", "content": "hi"}] * 9})
     Path(chats["settings"]["paths"][0]).write_text(line)
