@@ -179,7 +179,7 @@ def _report_crash(error: Exception, events: EventPipe) -> int:
 
 def _make(task: Task, store: Store, events: EventPipe) -> None:
     started = time.monotonic()
-    waiting = "another run is making this; waiting for it"
+    waiting = "it is being made already; waiting until it is there"
     with store.locked(task.key, on_wait=lambda: events.send("waiting", message=waiting)):
         if task.key in store:  # another run of the same work finished while this one waited
             events.send("done", cached=True)

@@ -84,6 +84,15 @@ def test_a_rehearsal_teaches_nothing_about_how_long_the_real_work_takes(home):
     assert (home / "rates.json").exists()
 
 
+def test_what_is_made_twice_side_by_side_is_made_once_and_blamed_on_no_other_run(home):
+    once, twice = (node(name, "fake_slow", steps=30) for name in ("once", "twice"))
+    assert once.key == twice.key
+    _, events = execute(home, once, twice, rehearsal=True)
+    [waiting] = [e for e in events if e["event"] == "waiting"]
+    assert waiting["message"].startswith("it is being made already")
+    assert {e["node"] for e in events if e["event"] == "done"} == {"once", "twice"}
+
+
 def test_every_step_has_a_process_of_its_own(home):
     nodes = [node(f"n{i}", "fake_write", text=str(i)) for i in range(3)]
     execute(home, *nodes)
