@@ -295,6 +295,7 @@ def test_on_paper_charts_stand_below_one_another_because_their_tables_do_not_scr
     assert "grid-template-columns: 1fr;" in rules_of(".pair", on_paper)
 
 
-def test_lines_of_a_table_stay_with_the_column_that_does_not_scroll():
+def test_caption_and_lines_of_a_table_stay_with_the_column_that_does_not_scroll():
     assert "position: sticky" in rules_of(".scroll th:first-child")
+    assert "position: sticky" in rules_of(".scroll caption span")
     assert "border-collapse: separate" in rules_of("table") and "collapse: collapse" not in STYLE
