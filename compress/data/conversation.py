@@ -37,16 +37,21 @@ def document(value: object, where: str) -> Document:
         _check_characters(value, where)
         return value
     if not isinstance(value, list):
-        raise InputError(f"{where} holds neither text nor a list of messages but {type(value).__name__}")
+        raise InputError(f"{where} holds neither text nor a list of messages but {kind_of(value)}")
     if not value:
         raise InputError(f"{where} holds a conversation without messages")
     messages = (_message(item, f"{where}, message {number}") for number, item in enumerate(value, start=1))
     return Conversation(tuple(messages), where)
 
 
+def kind_of(value: object) -> str:
+    """Return what a value of a data file is, as such a file would call it."""
+    return "null" if value is None else type(value).__name__
+
+
 def _message(item: object, where: str) -> Message:
     if not isinstance(item, dict):
-        raise InputError(f"{where}: expected {{role, content}}, found {type(item).__name__}")
+        raise InputError(f"{where}: expected {{role, content}}, found {kind_of(item)}")
     _check_characters(item, where)
     message = {key: value for key, value in item.items() if value is not None}
     if isinstance(message.get("content"), list):
@@ -57,7 +62,7 @@ def _message(item: object, where: str) -> Message:
         )
     for key in ("role", "content"):
         if key in message and not isinstance(message[key], str):
-            raise InputError(f"{where}: `{key}` must be text, found {type(message[key]).__name__}")
+            raise InputError(f"{where}: `{key}` must be text, found {kind_of(message[key])}")
     return message
 
 
@@ -65,11 +70,11 @@ def _text(parts: list[Any], where: str) -> Iterator[str]:
     """Yield the texts of a content in parts, which templates that read parts write with nothing between them."""
     for number, part in enumerate(parts, start=1):
         if not isinstance(part, dict):
-            found = type(part).__name__
+            found = kind_of(part)
         elif part.get("type") != "text":
             found = f"the type {part.get('type')!r}"
         elif not isinstance(part.get("text"), str):
-            found = f"{type(part.get('text')).__name__} as its text"
+            found = f"{kind_of(part.get('text'))} as its text"
         else:
             yield part["text"]
             continue

@@ -73,7 +73,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     vocabulary = max(tokenizer.get_vocab().values()) + 1
     facts = _write(_documents(config, context.seed, encoder), vocabulary, config, context)
     if template is not None and not encoder.used_chat_template:
-        context.warn(f"the source '{config.source}' holds no conversations: `chat_template` was of no use")
+        context.warn(f"{_named(config)} holds no conversations: `chat_template` was of no use")
     elif template is not None:
         (context.folder / TEMPLATE).write_text(template, encoding="utf-8")
     (context.folder / "tokens.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -119,7 +119,7 @@ def _write(
         facts = writer.finish(_num_rows(writer.num_tokens, config, context))
     if facts["learned_tokens"] == 0:
         raise InputError(
-            f"the source '{config.source}' holds nothing to learn: no message of its conversations has the role "
+            f"{_named(config)} holds nothing to learn: no message of its conversations has the role "
             "'assistant', or the chat template marks none"
         )
     return facts
@@ -129,13 +129,18 @@ def _num_rows(tokens: int, config: Config, context: Context) -> int:
     rows, wanted = tokens // config.sequence_length, config.wanted_rows
     if rows == 0:
         raise InputError(
-            f"the source '{config.source}' has {tokens} tokens: "
-            f"too little for one row of {config.sequence_length}"
+            f"{_named(config)} has {tokens} tokens: too little for one row of {config.sequence_length}"
         )
     if wanted is None or rows >= wanted:
         return wanted or rows
     context.warn(
-        f"the source '{config.source}' fills only {rows} of {wanted} rows of {config.sequence_length}: "
-        "fewer are used"
+        f"{_named(config)} fills only {rows} of {wanted} rows of {config.sequence_length}: fewer are used"
     )
     return rows
+
+
+def _named(config: Config) -> str:
+    """Return what to call the source: files are named where it reads some."""
+    paths = config.settings.get("paths") or ()
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"the source '{config.source}'" + (f" ({paths[0]}{more})" if paths else "")

@@ -39,7 +39,7 @@ def test_content_in_parts_of_text_is_their_text():
     ("value", "message"),
     [
         (3, "here holds neither text nor a list of messages but int"),
-        (None, "here holds neither text nor a list of messages but NoneType"),
+        (None, "here holds neither text nor a list of messages but null"),
         ([], "here holds a conversation without messages"),
         (["hi"], "here, message 1: expected {role, content}, found str"),
         ([{"from": "human", "value": "hi"}], "expected the texts `role` and `content`, found from, value"),

@@ -215,6 +215,14 @@ def test_a_mistake_in_the_chat_template_is_told_with_its_own_place(byte_tokenize
         packed_by(byte_tokenizer, context, **chats, sequence_length=16)
 
 
+def test_files_that_hold_too_little_are_named(byte_tokenizer, context, tmp_path):
+    paths = [str(tmp_path / "empty.txt"), str(tmp_path / "blank.txt")]
+    for path in paths:
+        Path(path).write_text("\n")
+    with pytest.raises(InputError, match=r"the source 'text' \(\S*empty\.txt and 1 more\) has 0 tokens"):
+        packed_by(byte_tokenizer, context, source="text", settings={"paths": paths}, sequence_length=4)
+
+
 def test_conversations_without_an_answer_are_refused(byte_tokenizer, context, chats):
     line = json.dumps({"said": [{"role": "user", "content": "hi"}] * 9})
     Path(chats["settings"]["paths"][0]).write_text(line)

@@ -126,7 +126,7 @@ def test_a_hub_out_of_reach_is_a_clear_error(monkeypatch, memo):
 
 def test_a_dataset_out_of_reach_is_a_clear_error(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", _unreachable)
-    with pytest.raises(InputError, match="the dataset 'owner/name' cannot be read: no route"):
+    with pytest.raises(InputError, match=r"the dataset 'owner/name' cannot be read: no route"):
         next(hf.documents(hf.Config(id="owner/name", revision="0" * 40), 0))
 
 
@@ -188,6 +188,30 @@ def test_a_parquet_row_without_text_is_named(tmp_path):
     config = table(tmp_path / "a.parquet", text=["x", "y", None])
     with pytest.raises(InputError, match=r"a\.parquet, row 3: the column 'text' holds neither text nor"):
         list(parquet.documents(config, 0))
+
+
+@pytest.mark.parametrize("written", ['[{"text": "x"}]', '[\n{"text": "x"}\n]', '{\n"text": "x"}'])
+def test_a_file_that_is_one_list_is_told_what_lines_are(tmp_path, written):
+    (tmp_path / "a.jsonl").write_text(written)
+    with pytest.raises(
+        InputError, match=r"a\.jsonl:1: not .*Each line is one whole object; of a file that is one list"
+    ):
+        next(jsonl.documents(jsonl.Config(paths=(str(tmp_path / "a.jsonl"),)), 0))
+
+
+def test_nothing_is_called_as_a_file_calls_it(tmp_path):
+    (tmp_path / "a.jsonl").write_text("null\n")
+    with pytest.raises(InputError, match="not a JSON object but null"):
+        next(jsonl.documents(jsonl.Config(paths=(str(tmp_path / "a.jsonl"),)), 0))
+
+
+def test_an_id_with_a_percent_sign_breaks_no_message(monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: Dataset.from_dict({"100%d": [None]}))
+    config = hf.Config(id="owner/50%s", revision="0" * 40, field="100%d")
+    with pytest.raises(
+        InputError, match=r"the dataset 'owner/50%s', row 1 drawn: the column '100%d' holds .* null"
+    ):
+        next(hf.documents(config, 0))
 
 
 @pytest.mark.parametrize("bytes_", [b"\xed\xa0\xbd", b"\xff"], ids=["half a character", "no character"])

@@ -46,8 +46,12 @@ def documents(config: Config, seed: int) -> Iterator[Document]:
         )
     if config.shuffle:
         dataset = dataset.shuffle(seed, **({"buffer_size": SHUFFLE_BUFFER} if config.streaming else {}))
-    where = f"the dataset '{config.id}', row %d drawn: the column '{config.field}'"
-    return (document(row[config.field], where % number) for number, row in enumerate(dataset, start=1))
+    return (
+        document(
+            row[config.field], f"the dataset '{config.id}', row {number} drawn: the column '{config.field}'"
+        )
+        for number, row in enumerate(dataset, start=1)
+    )
 
 
 def digest(config: Config, memo: DigestMemo) -> str:

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from compress.data.conversation import Document, document
+from compress.data.conversation import Document, document, kind_of
 from compress.data.files import digest_files, require_file
 from compress.digests import DigestMemo
 from compress.errors import InputError, nearest
 from compress.plugins import StepConfig
 
 VERSION = 1
+
+_FORM = "Each line is one whole object; of a file that is one list, write every entry on a line of its own"
 
 
 class Config(StepConfig):
@@ -42,9 +44,9 @@ def _document(line: bytes, field: str, where: str) -> Document:
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise InputError(f"{where}: not JSON: {error}") from error
+        raise InputError(f"{where}: not JSON: {error}. {_FORM}") from error
     if not isinstance(record, dict):
-        raise InputError(f"{where}: not a JSON object but {type(record).__name__}")
+        raise InputError(f"{where}: not a JSON object but {kind_of(record)}. {_FORM}")
     if field not in record:
         raise InputError(
             f"{where}: no field '{field}'{nearest(field, record)} There are: {', '.join(record)}"
