@@ -1,10 +1,12 @@
 """Which divergence a setting means: a file of ``losses`` by its name, alone or with settings of its own."""
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from compress import plugins
 from compress.errors import nearest
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
     from compress.train.distribution import Distribution
 
 LOSSES = "distill.losses"
+
+_WORDS = {
+    "Input should be": "must be",
+    "a valid tuple": "a list",
+    "a valid dictionary": "a mapping",
+    "a valid number": "a number",
+}
+"""What pydantic says, and what is said instead."""
 
 Divergence = Callable[["Distribution", "Distribution"], "tuple[Tensor, Tensor]"]
 """The student's and the teacher's distributions → divergences ``[N]``, gradients in the student's logits ``[N, V]``.
@@ -50,6 +60,21 @@ def chosen(setting: str | Mapping[str, Any]) -> tuple[Any, StepConfig]:
     try:
         return module, module.Config.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join([name, *map(str, first["loc"])])
-        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise ValueError(_said(name, error.errors()[0])) from error
+
+
+def _said(name: str, error: ErrorDetails) -> str:
+    """Return what is wrong with a divergence's settings, with the value it is about."""
+    where = ".".join([name, *map(str, error["loc"])])
+    if error["type"] == "missing":
+        return f"{name} needs `{error['loc'][-1]}`"
+    if error["type"] == "too_short":
+        return f"{where} needs {error['ctx']['min_length']} or more entries"
+    said = error["msg"].removeprefix("Value error, ").split(", unable to parse")[0]
+    for pydantic, plain in _WORDS.items():
+        said = said.replace(pydantic, plain)
+    return (
+        f"{where}: {said}"
+        if "found" in said
+        else f"{where}: {said}, found {json.dumps(error['input'], default=repr)}"
+    )

@@ -29,7 +29,9 @@ PRODUCES = "hf"
 
 
 def _as_settings(value: Any) -> Any:
-    """Read ``true`` as the default settings, and ``false`` as none."""
+    """Read ``true`` as the default settings, and ``false`` as none. Raises `ValueError` for what is neither."""
+    if not isinstance(value, bool | Mapping | CacheSettings | None):
+        raise ValueError(f"expected true, false, or settings such as {{top_k: 24}}, found {value!r}")
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 

@@ -1,6 +1,6 @@
 """What every kind of training can be told; `train` and `distill` add only what is their own."""
 
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -95,6 +95,13 @@ class TrainingSettings(StepConfig):
     GPUs they share the processor's cores. On GPUs set `micro_batch`: what fits is not tried out for a team."""
     checkpoint_seconds: float = Field(default=30.0, ge=0)
     """Seconds between checkpoints; longer where writing one takes long (at most a twentieth of the time)."""
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _are_two(cls, betas: Any) -> Any:
+        if isinstance(betas, list | tuple) and len(betas) != 2:
+            raise ValueError(f"expected two numbers, such as [0.9, 0.95], found {len(betas)}: {list(betas)}")
+        return betas
 
     @model_validator(mode="after")
     def _a_batch_is_within_the_budget(self) -> Self:
