@@ -21,11 +21,16 @@ class Distribution:
     """``log Σ exp(logits)``, ``[N]``: log-probabilities are the logits less this."""
 
     @classmethod
-    def of(cls, logits_NV: Tensor) -> "Distribution":
-        """Return the distribution of logits."""
+    def of(cls, logits_NV: Tensor, ids_N: Tensor | None = None) -> "Distribution":
+        """Return the distribution of logits. `ids_N`: one of each token's likely ids, where such is known."""
         probs_NV = torch.softmax(logits_NV, -1)
-        # The likeliest id has exp(top) / Σ exp: the sum without another pass of exponentials.
-        log_norm_N = logits_NV.amax(-1) - probs_NV.amax(-1).log()
+        # A likely id has exp(logit) / Σ exp: the sum without another pass of exponentials.
+        if ids_N is None:
+            log_norm_N = logits_NV.amax(-1) - probs_NV.amax(-1).log()
+        else:
+            of_id_N1 = (each.gather(-1, ids_N[:, None]) for each in (logits_NV, probs_NV))
+            logit_N1, prob_N1 = of_id_N1
+            log_norm_N = (logit_N1 - prob_N1.log())[:, 0]
         return cls(logits_NV, probs_NV, log_norm_N)
 
     @property
@@ -41,19 +46,6 @@ class Distribution:
         """Return the entropies in nats, ``[N]``."""
         mean_logit_N: Tensor = torch.linalg.vecdot(self.probs, self.logits)
         return self.log_normalizer - mean_logit_N
-
-    def correct(self, tokens_M: Tensor, ids_M: Tensor, logits_M: Tensor) -> None:
-        """Set single logits, and make probabilities and normalizers what they are with them.
-
-        No id of a token may be there twice.
-        """
-        before_M = self.probs[tokens_M, ids_M]
-        after_M = before_M * (logits_M - self.logits[tokens_M, ids_M]).exp()
-        self.logits[tokens_M, ids_M] = logits_M
-        self.probs[tokens_M, ids_M] = after_M
-        total_N = torch.ones_like(self.log_normalizer).index_add_(0, tokens_M, after_M - before_M)
-        self.probs /= total_N[:, None]
-        self.log_normalizer = self.log_normalizer + total_N.log()
 
 
 def cross_entropy(student: Distribution, targets_N: Tensor) -> tuple[Tensor, Tensor]:

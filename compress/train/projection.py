@@ -10,6 +10,7 @@ all logits of a token have in common is taken out first.
 Shapes: N tokens, n of a tile, M single logits, D hidden size, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from compress.train.distribution import Distribution
 
-REFINED_ABOVE = 2.0**-10
-SEARCHED_BY_BLOCKS, BLOCK = 16_384, 64
+REFINED_ABOVE = 2.0**-9
+BLOCK = 64
+"""Of ids that are searched together."""
 CENTERED_ROWS = 1024
 CENTER_STRIDE = 16
 """Of how many rows of the output matrix one is read to know about where their center is."""
@@ -49,16 +51,27 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     return torch.mm(left, right, out_dtype=torch.float32)
 
 
-def _above(values_NV: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """Return the places, tokens ``[M]`` and ids ``[M]``, of values above a bound."""
-    num_tokens, vocabulary = values_NV.shape
-    if vocabulary < SEARCHED_BY_BLOCKS or vocabulary % BLOCK:
-        return (values_NV > bound).nonzero(as_tuple=True)  # type: ignore[return-value]
+def _likely(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places, tokens ``[M]``, ascending, and ids ``[M]``, of all probabilities above `REFINED_ABOVE`.
+
+    And of some below it: normalizers are known from below only. Every token has one place at least, its highest logit.
+    """
+    if logits_NV.shape[1] % BLOCK:
+        return (logits_NV > _bound(logits_NV.amax(-1, keepdim=True))).nonzero(as_tuple=True)  # type: ignore[return-value]
     # Few blocks of neighbours hold any: their maxima are read much faster than all values are compared.
-    blocks_NKB = values_NV.view(num_tokens, -1, BLOCK)
-    tokens, blocks = (blocks_NKB.amax(-1) > bound).nonzero(as_tuple=True)
-    among_M, inside_M = (blocks_NKB[tokens, blocks] > bound).nonzero(as_tuple=True)
+    blocks_NKB = logits_NV.view(len(logits_NV), -1, BLOCK)
+    highest_NK = blocks_NKB.amax(-1)
+    bound_N1 = _bound(highest_NK)
+    tokens, blocks = (highest_NK > bound_N1).nonzero(as_tuple=True)
+    among_M, inside_M = (blocks_NKB[tokens, blocks] > bound_N1[tokens]).nonzero(as_tuple=True)
     return tokens[among_M], blocks[among_M] * BLOCK + inside_M
+
+
+def _bound(some_NK: Tensor) -> Tensor:
+    """Return what logits of likely ids are above ``[N, 1]``, given some of each token's, its highest among them."""
+    highest_N1 = some_NK.amax(-1, keepdim=True)
+    below_it_N1 = torch.nextafter(highest_N1, highest_N1.new_tensor(-torch.inf))
+    return torch.minimum(some_NK.logsumexp(-1, keepdim=True) + math.log(REFINED_ABOVE), below_it_N1)
 
 
 @dataclass
@@ -112,12 +125,16 @@ class Projection:
 
     def distribution(self, product_nV: Tensor, tokens: slice) -> Distribution:
         """Return the distributions of some tokens from their part of the product, which is left as it is."""
-        found = Distribution.of(self._logits(product_nV, self.bias))
-        if self.is_rounded:
-            tokens_M, ids_M = _above(found.probs, REFINED_ABOVE)
-            if len(ids_M):
-                found.correct(tokens_M, ids_M, self._exactly(self.hidden[tokens].float(), tokens_M, ids_M))
-        return found
+        logits_nV = self._logits(product_nV, self.bias)
+        if not self.is_rounded:
+            return Distribution.of(logits_nV)
+        tokens_M, ids_M = _likely(logits_nV)
+        if not len(ids_M):  # logits that are no numbers are above nothing
+            return Distribution.of(logits_nV)
+        exact_M = self._exactly(self.hidden[tokens].float(), tokens_M, ids_M)
+        logits_nV.index_put_((tokens_M, ids_M), exact_M)
+        first_n = torch.searchsorted(tokens_M, torch.arange(len(logits_nV), device=tokens_M.device))
+        return Distribution.of(logits_nV, ids_M[first_n.clamp_max(len(ids_M) - 1)])
 
     def before_cap(self, slope_nV: Tensor, found: Distribution) -> Tensor:
         """Return a gradient in the logits as one in the product."""

@@ -20,15 +20,10 @@ def test_a_distribution_knows_its_probabilities_normalizer_and_entropy():
     torch.testing.assert_close(found.entropy(), expected.entropy())
 
 
-def test_a_corrected_distribution_is_that_of_the_corrected_logits():
-    tokens_M, ids_M = torch.tensor([0, 0, 2, 5]), torch.tensor([3, 9, 0, 16])
-    exact_M = torch.tensor([1.0, -2.0, 7.0, 0.5], dtype=torch.float64)
-    found, changed_NV = Distribution.of(logits()), logits()
-    found.correct(tokens_M, ids_M, exact_M)
-    changed_NV[tokens_M, ids_M] = exact_M
-    expected = Distribution.of(changed_NV)
-    for name in ("logits", "probs", "log_normalizer"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+def test_a_known_id_tells_the_normalizer_as_well_as_the_highest_logit():
+    found = Distribution.of(logits(), torch.arange(N))
+    torch.testing.assert_close(found.log_normalizer, logits().logsumexp(-1))
+    torch.testing.assert_close(found.probs, logits().softmax(-1))
 
 
 def test_at_a_temperature_logits_are_divided_by_it():

@@ -147,6 +147,28 @@ def test_in_bf16_a_student_hardly_different_from_a_flat_teacher_has_its_gradient
     assert float((ours_NV - exact_NV).norm() / exact_NV.norm()) < 0.01
 
 
+@pytest.mark.parametrize("vocabulary", [259, 2_048])
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1.0, 30.0], ids=lambda size: f"times {size}")
+def test_all_likely_ids_are_found_and_one_of_every_token(size, vocabulary):
+    logits_NV = size * torch.randn(20, vocabulary, generator=torch.Generator().manual_seed(0))
+    tokens_M, ids_M = projection._likely(logits_NV)
+    found_NV = torch.zeros_like(logits_NV, dtype=torch.bool)
+    found_NV[tokens_M, ids_M] = True
+    assert found_NV[logits_NV.softmax(-1) > projection.REFINED_ABOVE].all()
+    assert found_NV.any(-1).all() and torch.equal(tokens_M, tokens_M.sort().values)
+    assert len(ids_M) == found_NV.sum()
+
+
+@pytest.mark.parametrize("broken", [[0, 1, 2], [2]], ids=["all tokens", "the last"])
+def test_in_bf16_logits_that_are_no_numbers_give_such_a_loss(broken):
+    hidden_ND, weight_VD = (part.bfloat16() for part in peaked(640, 64, 0.0, seed=1))
+    hidden_ND[broken] = torch.nan
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        student = Projection.of(hidden_ND[:3], weight_VD)
+    found = student.distribution(student.product(slice(0, 3)), slice(0, 3))
+    assert found.log_normalizer.isnan().nonzero().flatten().tolist() == broken
+
+
 def test_under_autocast_loss_and_gradients_are_close_to_the_exact_ones_and_products_are_fast(small_pieces):
     hidden_ND, weight_VD = peaked(2_000, 64, 0.0, seed=3)
     targets_N = torch.arange(len(hidden_ND))
