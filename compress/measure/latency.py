@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from compress.errors import InputError
+from compress.measure.statistics import ratio_interval
 from compress.plugins import Context, StepConfig
 from compress.records import Artifact, Measurement
 
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
     from compress.backends.interface import Backend, OpenOptions
     from compress.meters.timing import Lend, Sample, Shape
 
-VERSION = 1
+VERSION = 2
 
 SAMPLES = "samples.json"
+
+FEWEST_ROUNDS = 3
+"""Two rounds agree by accident often enough that their interval says little."""
 
 
 class Config(StepConfig):
@@ -47,9 +51,10 @@ class Config(StepConfig):
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:
     """Return `time_to_first_token`, `time_per_output_token`, `tokens_per_second` and the prefill's.
 
-    An encoder has `time_per_pass` and `prefill_tokens_per_second`. Values are medians; p90 and threads stand in the
-    note and every sample in ``samples.json``. Tokens a second count the whole batch. Raises `InputError` when the
-    profile is longer than the model reads.
+    Beside the original also `time_per_output_token_ratio`, this model's by the original's, with its 95 % interval, of
+    three or more rounds compared one by one. An encoder has `time_per_pass` and `prefill_tokens_per_second`. Values are
+    medians; p90 and threads stand in the note and every sample in ``samples.json``. Tokens a second count the whole
+    batch. Raises `InputError` when the profile is longer than the model reads.
     """
     import torch
 
@@ -153,12 +158,34 @@ def _measurements(
     read = figure("prefill_tokens_per_second", "tokens/s", True, reading)
     if not writes:
         return [figure("time_per_pass", "ms", False, lambda s: s.total_ms), read]
+    ratio = (
+        [_ratio(own, samples["original"][shape], labels)]
+        if "original" in samples and len(own) >= FEWEST_ROUNDS
+        else []
+    )
     return [
+        *ratio,
         figure("time_to_first_token", "ms", False, lambda s: s.first_token_ms),
         figure("time_per_output_token", "ms", False, lambda s: s.per_token_ms),
         figure("tokens_per_second", "tokens/s", True, lambda s: shape.batch_size * 1e3 / s.per_token_ms),
         read,
     ]
+
+
+def _ratio(own: "list[Sample]", original: "list[Sample]", labels: dict[str, str | int]) -> Measurement:
+    """Return the time per output token as a ratio to the original's, which took its turn in the same rounds."""
+    found = ratio_interval([s.per_token_ms for s in own], [s.per_token_ms for s in original])
+    return Measurement(
+        name="time_per_output_token_ratio",
+        value=found.value,
+        unit="ratio",
+        higher_is_better=False,
+        labels=labels,
+        n=len(own),
+        low=found.low,
+        high=found.high,
+        note="of the medians; the interval is of rounds compared one by one",
+    )
 
 
 def _write_samples(samples: "list[dict[Shape, list[Sample]]]", context: Context) -> None:

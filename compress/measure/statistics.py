@@ -6,7 +6,8 @@ which they disagree, and needs far fewer of them than comparing two separate acc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb, sqrt
+from math import comb, exp, inf, log, sqrt
+from statistics import fmean, median, stdev
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal."""
@@ -59,6 +60,23 @@ def normal_interval(values: Sequence[float]) -> Interval:
     variance = sum((value - mean) ** 2 for value in values) / max(1, n - 1)
     margin = Z95 * sqrt(variance / n)
     return Interval(mean, mean - margin, mean + margin)
+
+
+def ratio_interval(values: Sequence[float], others: Sequence[float]) -> Interval:
+    """Return median(values) / median(others) of positive figures taken in turns, with the interval of their ratio.
+
+    Each is compared with the one taken beside it: Student's interval of the mean logarithm of these n ratios. One
+    pair alone says nothing of how they scatter: its interval is without end. Where the ratio of the medians lies
+    outside, the interval is widened to hold it.
+    """
+    from scipy.stats import t
+
+    logs = [log(value / other) for value, other in zip(values, others, strict=True)]
+    ratio, mean = median(values) / median(others), fmean(logs)
+    if len(logs) < 2:
+        return Interval(ratio, 0.0, inf)
+    margin = float(t.ppf(0.975, len(logs) - 1)) * stdev(logs) / sqrt(len(logs))
+    return Interval(ratio, min(ratio, exp(mean - margin)), max(ratio, exp(mean + margin)))
 
 
 def mcnemar_exact(before: Sequence[bool], after: Sequence[bool]) -> float:

@@ -51,6 +51,17 @@ def test_figures_follow_from_the_samples_that_are_kept(original, context):
     assert by_name["prefill_tokens_per_second"] == pytest.approx(2 * 8 * 1000 / first)
 
 
+def test_the_ratio_to_the_original_has_the_interval_of_its_rounds(original, student, context):
+    given = context(original=original)
+    measured = latency.measure(student, CONFIG.model_copy(update={"repeats": 3}), given)
+    ratios = [m for m in measured if m.name == "time_per_output_token_ratio"]
+    times = [m for m in measured if m.name == "time_per_output_token"]
+    assert {str(m.labels): m.value for m in ratios} == pytest.approx(
+        {str(m.labels): m.value / m.beside["original"] for m in times}
+    )
+    assert all(m.unit == "ratio" and m.n == 3 and 0 < m.low <= m.value <= m.high for m in ratios)
+
+
 def test_the_original_is_timed_alone(original, context):
     measured = latency.measure(original, CONFIG, context(original=original))
     assert all(not m.beside for m in measured)

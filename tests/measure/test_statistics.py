@@ -1,3 +1,4 @@
+import math
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from compress.measure.statistics import (
     mean_interval,
     normal_interval,
     paired_difference_interval,
+    ratio_interval,
     wilson_interval,
 )
 
@@ -78,3 +80,29 @@ def test_the_normal_interval_of_a_mean():
 
 def pairs(gained, lost, same):
     return [False] * gained + [True] * lost + [True] * same, [True] * gained + [False] * lost + [True] * same
+
+
+def test_the_interval_of_a_ratio_is_students_of_the_logarithms():
+    values, others = [1.1, 1.3, 1.2, 1.25, 1.15], [2.0, 2.1, 2.3, 1.9, 2.2]
+    logs = [math.log(a / b) for a, b in zip(values, others, strict=True)]
+    expected = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    interval = ratio_interval(values, others)
+    assert interval.value == pytest.approx(1.2 / 2.1)
+    assert (interval.low, interval.high) == pytest.approx((math.exp(expected.low), math.exp(expected.high)))
+
+
+def test_two_models_of_one_speed_are_told_apart_by_chance_in_one_run_of_twenty():
+    rng, runs = random.Random(0), 2000
+    told_apart = 0
+    for _ in range(runs):
+        drift = [math.exp(rng.gauss(0, 1)) for _ in range(5)]
+        times, others = ([each * math.exp(rng.gauss(0, 0.3)) for each in drift] for _ in range(2))
+        interval = ratio_interval(times, others)
+        told_apart += not interval.low <= 1 <= interval.high
+    assert 0.02 < told_apart / runs < 0.06
+
+
+def test_one_pair_has_no_interval_and_an_interval_holds_its_value():
+    assert ratio_interval([2.0], [1.0]) == Interval(2.0, 0.0, math.inf)
+    uneven = ratio_interval([1.0, 1.0, 9.0, 9.0, 9.0], [1.0, 1.0, 9.0, 9.0, 1.0])
+    assert uneven.low <= uneven.value <= uneven.high
