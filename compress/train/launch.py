@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,8 @@ from compress.plugins import StepConfig
 
 PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
 """``host:port``; an IPv6 address stands in brackets."""
+
+DEVICES = Path("/dev")
 
 
 class Launch(StepConfig):
@@ -48,8 +51,10 @@ def rehearsed_launch(launch: Launch) -> Launch:
 
 
 def _num_cards() -> int:
-    """Return how many cards torch will see, without importing it."""
+    """Return how many cards torch will see, without importing it. Some containers have their device files only."""
+    cards = [] if device_class() == "cpu" else device_class().split(",")
+    cards = cards or [path.name for path in DEVICES.glob("nvidia[0-9]*")]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if device_class() == "cpu":
-        return 0
-    return len([card for card in (device_class() if visible is None else visible).split(",") if card.strip()])
+    if cards and visible is not None:
+        cards = [card for card in visible.split(",") if card.strip()]
+    return len(cards)

@@ -48,6 +48,14 @@ def test_a_rehearsal_launches_two_processes_here_or_as_many_as_there_are_cards(
     assert rehearsed_launch(launch) == Launch(processes=tried)
 
 
+def test_a_card_known_by_its_device_file_only_is_counted(monkeypatch, tmp_path):
+    cards(monkeypatch, 0)
+    monkeypatch.setattr("compress.train.launch.DEVICES", tmp_path)
+    for name in ("nvidia0", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert rehearsed_launch(Launch(processes=8)) == Launch(processes=1)
+
+
 def test_a_rehearsal_keeps_the_launch_of_a_step_and_adds_none(monkeypatch):
     cards(monkeypatch, 0)
     launched = step.Config(tokens=4096, launch=Launch(processes=8))
