@@ -4,7 +4,8 @@ Measurements take their settings from the pipeline's sections by name: a field o
 ``batch_sizes`` is ``profile: batch_sizes``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from compress import plugins
@@ -29,6 +30,10 @@ def make_plan(pipeline: Pipeline, memo: DigestMemo, rehearsal: bool = False) -> 
     builder = Builder(pipeline, memo, rehearsal)
     builder.build()
     return Plan(nodes=tuple(builder.nodes.values()), rehearsal=rehearsal)
+
+
+class _Placed(InputError):
+    """A mistake that says already where in the file it stands."""
 
 
 class Builder:
@@ -122,21 +127,33 @@ class Builder:
                 tokens=entry.tokens,
                 chat_template=None if entry.chat_template is None else str(entry.chat_template),
             )
-        content = self._data_content(config)
+        content = self._data_content(name, config)
         self.add(node_name, "data.pack", config, "data", parent=tokenizer, seed=seed, content=content)
         return node_name
 
-    def _data_content(self, config: Any) -> dict[str, Any]:
+    def _data_content(self, name: str, config: Any) -> dict[str, Any]:
         """Return what stands in the key for data: what its source and its chat template hold, not where they are."""
         source: Any = plugins.load("data.sources", config.source)
         content: dict[str, Any] = config.model_dump(mode="json", exclude={"settings", "chat_template"})
         content["source version"] = source.VERSION
-        content["digest"] = source.digest(source.Config.model_validate(config.settings), self.memo)
+        with self._at(
+            "data", name, next((key for key in ("path", "paths") if key in config.settings), "source")
+        ):
+            content["digest"] = source.digest(source.Config.model_validate(config.settings), self.memo)
         if config.chat_template is not None:
-            content["chat_template"] = plugins.internal("data.files").digest_files(
-                [config.chat_template], self.memo
-            )
+            with self._at("data", name, "chat_template"):
+                content["chat_template"] = plugins.internal("data.files").digest_files(
+                    [config.chat_template], self.memo
+                )
         return content
+
+    @contextmanager
+    def _at(self, *path: str) -> Iterator[None]:
+        """Have what is refused inside say where in the file its cause stands."""
+        try:
+            yield
+        except InputError as error:
+            raise _Placed(f"{self.pipeline.where(*path)}: {'.'.join(path)}: {error}") from error
 
     def _tokenizer_of(self, model: str) -> str:
         """Return the node whose tokenizer a model reads: the nearest ancestor whose step rewrote it."""
@@ -162,6 +179,8 @@ class Builder:
         try:
             inputs = self._inputs(module, config, step.parent)
             self.add(step.name, step.use, config, role, parent=step.parent, inputs=inputs)
+        except _Placed:
+            raise
         except InputError as error:
             raise InputError(f"{step.where}: step '{step.name}': {error}") from error
         self._measure(step.name)
@@ -275,6 +294,8 @@ class Builder:
         inputs = {} if name == "original" else {"original_quality": "original/quality"}
         if evaluate.uses_demo_tasks:
             inputs["tasks"] = self._add_tasks()
+        with self._at("evaluate", "tasks"):
+            plugins.internal("data.task_names").check_tasks(evaluate.tasks, evaluate.task_folder)
         asked = package_versions(("lm-eval",))
         if evaluate.task_folder:
             asked["task_folder"] = folder_content(evaluate.task_folder, self.memo)

@@ -136,9 +136,37 @@ def test_data_is_known_by_what_its_files_hold_and_not_by_where_they_are(load, me
     assert len(set(keys)) == 4
 
 
-def test_a_missing_chat_template_is_named_when_the_plan_is_made(load, memo, tmp_path):
-    with pytest.raises(InputError, match=r"no such file: .*other\.jinja"):
+LINES = """
+    source: jsonl
+    paths: [chats.jsonl]
+    field: said"""
+
+
+def test_a_missing_file_is_named_at_its_line_when_the_plan_is_made(load, memo, tmp_path):
+    with pytest.raises(
+        InputError,
+        match=r"^\S*p\.yaml:9:5: data\.recovery\.paths: no such file: \S*chat\.jsonl; did you mean 'chats",
+    ):
+        make_plan(load(LINES.replace("chats", "chat")), memo)
+
+
+def test_a_missing_chat_template_is_named_at_its_line_when_the_plan_is_made(load, memo, tmp_path):
+    with pytest.raises(
+        InputError, match=r"^\S*p\.yaml:9:5: data\.recovery\.chat_template: no such file: .*other\.jinja"
+    ):
         make_plan(load(MIXTURE.replace("chat.jinja", "other.jinja")), memo)
+
+
+def test_a_misspelled_task_is_named_at_its_line_when_the_plan_is_made(load, memo, tmp_path):
+    pipeline = load(LINES)
+    (tmp_path / "p.yaml").write_text(
+        (tmp_path / "p.yaml").read_text() + "evaluate: {tasks: [arc_challange]}\n"
+    )
+    with pytest.raises(
+        InputError,
+        match=r"^\S*p\.yaml:\d+:\d+: evaluate\.tasks: no task is called 'arc_challange'; did you mean 'arc",
+    ):
+        make_plan(load_pipeline(pipeline.path), memo)
 
 
 def test_a_rehearsal_needs_none_of_the_files(load, memo):
