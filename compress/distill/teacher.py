@@ -1,6 +1,5 @@
 """The model to learn from: opened as it is stored, and known to speak the student's language."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from compress.errors import InputError
 from compress.models.checkpoint import DTYPES, auto_class, load_tokenizer, quiet
 from compress.models.device import default_device
+from compress.models.rounded import quiet_int8, unpack_where_unfit
 from compress.models.spec import read_spec, stored_dtype
 from compress.models.token_map import mapped_ids
 from compress.models.tokenizer_json import FILE
@@ -18,9 +18,6 @@ from compress.train.distributed import load_at_leader
 from compress.train.numerics import has_fast_bf16
 
 TeacherPrecision = Literal["auto", "bf16", "fp32", "int8", "nf4"]
-
-ROWS_PACKED = 32
-"""Rows that bitsandbytes packs together (``block_n``)."""
 
 
 def known_device(setting: str) -> str | None:
@@ -59,10 +56,7 @@ def load_teacher(
 
 def _rounded(folder: Path, kept_in: TeacherPrecision, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """Return the teacher with weights rounded by bitsandbytes, on the device."""
-    # At every call it logs that it computes in fp16, which no caller can change.
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(
-        lambda record: not record.getMessage().startswith("MatMul8bitLt: inputs will be cast")
-    )
+    quiet_int8()
     four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     settings = (
         BitsAndBytesConfig(load_in_8bit=True)
@@ -80,24 +74,8 @@ def _rounded(folder: Path, kept_in: TeacherPrecision, dtype: torch.dtype, device
             use_safetensors=True,
         )
     if kept_in == "nf4":
-        _unpack_where_unfit(teacher)
+        unpack_where_unfit(teacher)
     return teacher.eval()
-
-
-def _unpack_where_unfit(teacher: PreTrainedModel) -> None:
-    """Have layers multiplied in the plain way whose shape bitsandbytes' kernel for processors with AVX-512 cannot take.
-
-    It packs 32 rows at a time and a scale for each of their blocks (64 weights), and does not ask whether they are
-    whole: it fails in the middle of a step.
-    """
-    from bitsandbytes.nn import Linear4bit
-
-    for layer in teacher.modules():
-        if isinstance(layer, Linear4bit):
-            state = layer.weight.quant_state
-            rows, columns = state.shape
-            if rows % ROWS_PACKED or columns % state.blocksize:
-                layer.support_avx512bf16_for_cpu = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from compress.errors import InputError, StepFailed
 from compress.models.layout import is_encoder
+from compress.models.rounded import unpack_where_unfit
 from compress.models.spec import copy_tokenizer, read_config, read_spec, stored_dtype
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -41,7 +42,10 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = None, device: str = 
             output_loading_info=True,
         )
     _check_loaded(folder, model, info)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if getattr(model, "is_loaded_in_4bit", False):
+        unpack_where_unfit(model)
+    return model
 
 
 def outline_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:

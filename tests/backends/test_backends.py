@@ -194,3 +194,22 @@ def test_an_encoder_reads_and_writes_nothing(family, tmp_path):
     assert dense(opened, longest).shape == (1, 512, 259)
     with pytest.raises(InputError, match="an encoder continues no text"):
         opened.generate(ids, torch.ones_like(ids), new_tokens=1)
+
+
+@pytest.mark.parametrize("hidden", [36, 80])
+def test_four_bit_layers_of_any_width_run(hidden, tmp_path):
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": 50,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    original = Artifact(key="original", kind="hf", path=write_tiny(tmp_path / "original", "llama", **sizes))
+    step, folder = plugins.step("quantize.bitsandbytes"), tmp_path / "student"
+    step.run(original, step.Config(bits=4), FakeContext(folder))
+    opened = open_artifact(Artifact(key="s", kind="bitsandbytes", path=folder), OpenOptions(device="cpu"))
+    ids_BT = token_ids(2, 6)
+    (chunk_BTV,) = opened.logits_chunks(ids_BT, torch.ones_like(ids_BT))
+    with torch.inference_mode():
+        exact_BTV = load_model(original.path)(input_ids=ids_BT).logits
+    assert 1e-4 < float((chunk_BTV.float() - exact_BTV.float()).norm() / exact_BTV.float().norm()) < 0.7
