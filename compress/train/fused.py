@@ -36,7 +36,7 @@ class GroupJudge(ABC):
 Criterion = Callable[[slice], Judge | GroupJudge]
 """Told which tokens come next as a group: the time to project a teacher's."""
 
-GROUP_BYTES = {"cpu": 256 * 2**20, "cuda": 512 * 2**20}
+GROUP_BYTES = {"cpu": 192 * 2**20, "cuda": 512 * 2**20}
 TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 128 * 2**20}
 """Of a group's product, and of a tile's fp32 logits; a tile of a processor's must be small beside its caches.
 

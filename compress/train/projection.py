@@ -24,7 +24,7 @@ BLOCK = 64
 CENTERED_ROWS = 1024
 CENTER_STRIDE = 16
 """Of how many rows of the output matrix one is read to know about where their center is."""
-GATHERED_BYTES = 64 * 2**20
+GATHERED_BYTES = 16 * 2**20
 """Rows of the output matrix gathered at once for refinement."""
 
 
@@ -54,24 +54,29 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
 def _likely(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Return the places, tokens ``[M]``, ascending, and ids ``[M]``, of all probabilities above `REFINED_ABOVE`.
 
-    And of some below it: normalizers are known from below only. Every token has one place at least, its highest logit.
+    And of some below it: normalizers are known about, and rather from below. Every token has one place at least, that
+    of its highest logit.
     """
     if logits_NV.shape[1] % BLOCK:
-        return (logits_NV > _bound(logits_NV.amax(-1, keepdim=True))).nonzero(as_tuple=True)  # type: ignore[return-value]
+        bound_N1 = _bound(logits_NV.amax(-1, keepdim=True), logits_NV.logsumexp(-1, keepdim=True))
+        return (logits_NV > bound_N1).nonzero(as_tuple=True)  # type: ignore[return-value]
     # Few blocks of neighbours hold any: their maxima are read much faster than all values are compared.
     blocks_NKB = logits_NV.view(len(logits_NV), -1, BLOCK)
     highest_NK = blocks_NKB.amax(-1)
-    bound_N1 = _bound(highest_NK)
+    # Of a block's other logits, most are above the lower one of two.
+    lower_NK = blocks_NKB[..., :: BLOCK // 2].amin(-1)
+    others_N1 = lower_NK.logsumexp(-1, keepdim=True) + math.log(BLOCK - 2)
+    normalizer_N1 = torch.logaddexp(highest_NK.logsumexp(-1, keepdim=True), others_N1)
+    bound_N1 = _bound(highest_NK.amax(-1, keepdim=True), normalizer_N1)
     tokens, blocks = (highest_NK > bound_N1).nonzero(as_tuple=True)
     among_M, inside_M = (blocks_NKB[tokens, blocks] > bound_N1[tokens]).nonzero(as_tuple=True)
     return tokens[among_M], blocks[among_M] * BLOCK + inside_M
 
 
-def _bound(some_NK: Tensor) -> Tensor:
-    """Return what logits of likely ids are above ``[N, 1]``, given some of each token's, its highest among them."""
-    highest_N1 = some_NK.amax(-1, keepdim=True)
+def _bound(highest_N1: Tensor, normalizer_N1: Tensor) -> Tensor:
+    """Return what the logits of likely ids are above: less than the highest, ``[N, 1]``."""
     below_it_N1 = torch.nextafter(highest_N1, highest_N1.new_tensor(-torch.inf))
-    return torch.minimum(some_NK.logsumexp(-1, keepdim=True) + math.log(REFINED_ABOVE), below_it_N1)
+    return torch.minimum(normalizer_N1 + math.log(REFINED_ABOVE), below_it_N1)
 
 
 @dataclass

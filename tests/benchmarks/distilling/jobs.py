@@ -3,6 +3,7 @@
 Shapes: N targets, D hidden size, V vocabulary.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -46,11 +47,14 @@ def steps(method: str, vocabulary: int, seconds: float) -> dict[str, Any]:
 
 def loss_memory(method: str, vocabulary: int) -> dict[str, Any]:
     """Return by how much a loss and its gradients raise the peak above hidden states, matrices and their gradients."""
-    chance = torch.Generator().manual_seed(0)
+    chance, size = (
+        torch.Generator().manual_seed(0),
+        (2 * math.log(vocabulary)) ** 0.5,
+    )  # as sure as `parts.model`
     hidden_ND = torch.randn(N, D, generator=chance, requires_grad=True)
-    weight_VD = (0.02 * torch.randn(vocabulary, D, generator=chance)).requires_grad_()
+    weight_VD = (size / D**0.5 * torch.randn(vocabulary, D, generator=chance)).requires_grad_()
     teacher_ND = torch.randn(N, TEACHER_D, generator=chance).bfloat16()
-    teacher_VD = (0.02 * torch.randn(vocabulary, TEACHER_D, generator=chance)).bfloat16()
+    teacher_VD = (size / TEACHER_D**0.5 * torch.randn(vocabulary, TEACHER_D, generator=chance)).bfloat16()
     weight_VD.grad, hidden_ND.grad = torch.ones_like(weight_VD), torch.ones_like(hidden_ND)
     loss = LOSSES[method]
     with torch.autocast("cpu", dtype=torch.bfloat16):
