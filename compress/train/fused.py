@@ -180,9 +180,12 @@ class _Gradients:
             assert self._weight_VD is not None
             _add_product(self._weight_VD, slopes_gV, hidden_gD)
         elif self._weight_VD is None:
-            self._weight_VD = (slopes_gV.T @ hidden_gD).to(self._weight_dtype)
+            shape = slopes_gV.shape[1], hidden_gD.shape[1]
+            self._weight_VD = hidden_gD.new_empty(shape, dtype=self._weight_dtype)
+            for rows in slices(0, len(self._weight_VD), WEIGHT_ROWS):
+                self._weight_VD[rows] = slopes_gV[:, rows].T @ hidden_gD
         else:
-            self._weight_VD += slopes_gV.T @ hidden_gD
+            _add_product(self._weight_VD, slopes_gV, hidden_gD)
 
 
 def _sums_in_place(device: torch.device) -> bool:
