@@ -76,3 +76,17 @@ def _call(module: Any, parent: Artifact, config: Any, context: FakeContext) -> t
     dumped = [m.model_dump(mode="json") for m in module.measure(parent, config, context)]
     (context.folder / "measurements.json").write_text(json.dumps(dumped))
     return Outcome(), "measurements"
+
+
+class StopsAfter(FakeContext):
+    """Asked to stop after so many reports of progress: steps, for a training."""
+
+    after = 4
+
+    @property
+    def stopping(self) -> bool:
+        return len(self.reports) >= self.after
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        pass

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compress.train import checkpoint, step
-from tests.fakes import FakeContext, Stopped
+from tests.fakes import FakeContext, Stopped, StopsAfter
 from tests.train.inputs import context, parent, payload
 
 CONFIG = step.Config(tokens=16 * 4 * 12, batch_tokens=16 * 4, learning_rate=3e-3, checkpoint_seconds=0)
@@ -21,18 +21,10 @@ class Killed(BaseException):
     """The end of the process, as far as a test inside it can tell."""
 
 
-class StopsAt(FakeContext):
+class StopsAt(StopsAfter):
     """Asked to stop after some steps."""
 
     after = 5
-
-    @property
-    def stopping(self) -> bool:
-        return len(self.reports) >= self.after
-
-    @stopping.setter
-    def stopping(self, value: bool) -> None:
-        pass
 
 
 class DiesAt(FakeContext):

@@ -19,7 +19,7 @@ from compress.train import checkpoint, distributed, loop, numerics, sharded, ste
 from compress.train.distributed import Team, load_at_leader, without_weights
 from compress.train.lora import add_adapters
 from compress.train.settings import Lora
-from tests.fakes import FakeContext, Stopped
+from tests.fakes import FakeContext, Stopped, StopsAfter
 from tests.train.inputs import context, countable_ids, parent, tokens
 
 CONFIG = step.Config(
@@ -27,21 +27,7 @@ CONFIG = step.Config(
 )
 
 
-class StopsAfterFour(FakeContext):
-    """Asked to stop after four steps."""
-
-    after = 4
-
-    @property
-    def stopping(self) -> bool:
-        return len(self.reports) >= self.after
-
-    @stopping.setter
-    def stopping(self, value: bool) -> None:
-        pass
-
-
-class StopsAtOnce(StopsAfterFour):
+class StopsAtOnce(StopsAfter):
     """Killed before the first step is told of."""
 
     after = 1
@@ -50,7 +36,7 @@ class StopsAtOnce(StopsAfterFour):
         raise Stopped
 
 
-class StopsAfterOne(StopsAfterFour):
+class StopsAfterOne(StopsAfter):
     """Asked to stop after the first step."""
 
     after = 1
@@ -88,7 +74,7 @@ def test_a_team_and_a_process_alone_take_up_each_others_work(tmp_path, order):
     run(model, tmp_path / "whole", False)
     for launched in order[:2]:
         with pytest.raises(Stopped):
-            run(model, tmp_path / "result", launched, StopsAfterFour)
+            run(model, tmp_path / "result", launched, StopsAfter)
         left = {path.name for path in (tmp_path / "result.partial").iterdir()}
         assert ("checkpoint.pt" in left) != launched and any("sharded-" in name for name in left) == launched
     outcome, work = run(model, tmp_path / "result", order[2])
@@ -105,7 +91,7 @@ def test_killed_while_a_teams_checkpoint_is_deleted_work_goes_on(tmp_path, monke
     model = parent(tmp_path / "parent")
     run(model, tmp_path / "whole", False)
     with pytest.raises(Stopped):
-        run(model, tmp_path / "result", True, StopsAfterFour)
+        run(model, tmp_path / "result", True, StopsAfter)
     with monkeypatch.context() as patched:
         patched.setattr(sharded.shutil, "rmtree", lambda folder: killed_within(folder, gone))
         with pytest.raises(Stopped):  # alone, it drops the team's checkpoint when its own is written

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import own_code
 import torch
 from pruning import teachers
 from pruning.scoring import ROWS_PER_DOCUMENT, figures, predictions
@@ -21,7 +22,6 @@ from pruning.steps import FolderContext, run_step
 from pruning.teachers import TEACHERS
 from torch import Tensor
 
-import compress
 from compress import plugins
 from compress.data.tokens import PackedTokens
 from compress.distill.cache_teacher import OF_TRAINING
@@ -77,12 +77,7 @@ class Point:
 @lru_cache(maxsize=1)
 def own_version() -> str:
     """Return a digest of the code that prunes and recovers."""
-    total = hashlib.sha256()
-    package = Path(compress.__file__).parent
-    for folder in OWN_CODE:
-        for path in sorted((package / folder).rglob("*.py")):
-            total.update(path.read_bytes())
-    return total.hexdigest()[:16]
+    return own_code.digest(OWN_CODE)
 
 
 def measure(point: Point) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import own_code
 import torch
 from torch import Tensor
 
-import compress
 from compress.models.checkpoint import load_model
 
 from . import teachers
@@ -75,12 +75,7 @@ class Point:
 @lru_cache(maxsize=1)
 def own_version() -> str:
     """Return a digest of the code our method consists of."""
-    total = hashlib.sha256()
-    package = Path(compress.__file__).parent
-    for folder in OWN_CODE:
-        for path in sorted((package / folder).rglob("*.py")):
-            total.update(path.read_bytes())
-    return total.hexdigest()[:16]
+    return own_code.digest(OWN_CODE)
 
 
 def measure_all(points: Iterable[Point], plan: Plan, workers: int) -> None:
