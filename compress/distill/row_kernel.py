@@ -47,7 +47,46 @@ def _joined(tops, sums):
     return top + tl.log(tl.sum(sums * tl.exp(tops - top), 0))
 
 
-# Long on purpose: both passes share a row's sums in registers, and a function triton calls cannot return so many.
+@triton.jit
+def _write_slopes(
+    student,
+    student_bias,
+    teacher,
+    teacher_bias,
+    slopes,
+    vocabulary,
+    target,
+    log_norm_q,
+    log_norm_p,
+    log_norm_1,
+    student_cap,
+    teacher_cap,
+    temperature,
+    label_weight,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HAS_STUDENT_CAP: tl.constexpr,
+    HAS_TEACHER_CAP: tl.constexpr,
+    HAS_LABELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The second pass over a row: gradients in its product, from its normalizers."""
+    lanes = tl.arange(0, BLOCK)
+    kl_weight = (1 - label_weight) * temperature
+    for start in range(0, vocabulary, BLOCK):
+        ids = start + lanes
+        inside = ids < vocabulary
+        q = _logits(student, student_bias, ids, inside, student_cap, HAS_STUDENT_BIAS, HAS_STUDENT_CAP)
+        p = _logits(teacher, teacher_bias, ids, inside, teacher_cap, HAS_TEACHER_BIAS, HAS_TEACHER_CAP)
+        slope = kl_weight * (tl.exp(q / temperature - log_norm_q) - tl.exp(p / temperature - log_norm_p))
+        if HAS_LABELS:
+            slope += label_weight * (tl.exp(q - log_norm_1) - tl.where(ids == target, 1.0, 0.0))
+        if HAS_STUDENT_CAP:
+            slope = slope * (1 - (q / student_cap) * (q / student_cap))
+        tl.store(slopes + ids, slope.to(slopes.dtype.element_ty), mask=inside)
+
+
+# Still long, a third of it parameters: the first pass's seven running sums stay in registers between its start and end.
 @triton.jit
 def _rows(
     student,
@@ -124,17 +163,11 @@ def _rows(
             of_target = _capped(of_target, student_cap)
         loss += label_weight * (log_norm_1 - of_target)
     tl.store(losses + token, loss)
-    for start in range(0, vocabulary, BLOCK):
-        ids = start + lanes
-        inside = ids < vocabulary
-        q = _logits(student, student_bias, ids, inside, student_cap, HAS_STUDENT_BIAS, HAS_STUDENT_CAP)
-        p = _logits(teacher, teacher_bias, ids, inside, teacher_cap, HAS_TEACHER_BIAS, HAS_TEACHER_CAP)
-        slope = kl_weight * (tl.exp(q / temperature - log_norm_q) - tl.exp(p / temperature - log_norm_p))
-        if HAS_LABELS:
-            slope += label_weight * (tl.exp(q - log_norm_1) - tl.where(ids == target, 1.0, 0.0))
-        if HAS_STUDENT_CAP:
-            slope = slope * (1 - (q / student_cap) * (q / student_cap))
-        tl.store(slopes + ids, slope.to(slopes.dtype.element_ty), mask=inside)
+    _write_slopes(
+        student, student_bias, teacher, teacher_bias, slopes, vocabulary, target, log_norm_q, log_norm_p, log_norm_1,
+        student_cap, teacher_cap, temperature, label_weight, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HAS_STUDENT_CAP,
+        HAS_TEACHER_CAP, HAS_LABELS, BLOCK,
+    )  # fmt: skip
 
 
 def kl_of_rows(

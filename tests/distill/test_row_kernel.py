@@ -20,12 +20,14 @@ ON_GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if ON_GPU and not INTERPRETED else "cpu"
 # Without a GPU these run in the process that `test_in_the_interpreter` starts, not in the one that collects them.
-runs_here = pytest.mark.skipif(not (ON_GPU or INTERPRETED), reason="runs in the interpreter's process")
+runs_here = pytest.mark.skipif(
+    not (ON_GPU or INTERPRETED), reason="test_in_the_interpreter runs it in a process of its own"
+)
 
 
 # On a GPU, and in the process this test starts, the tests below run themselves.
 @pytest.mark.slow
-@pytest.mark.skipif(ON_GPU or INTERPRETED, reason="the kernel runs in this process")
+@pytest.mark.skipif(ON_GPU or INTERPRETED, reason="all others run here already, on the GPU or interpreted")
 def test_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     found = subprocess.run(

@@ -25,7 +25,9 @@ print(inside, before - resident())
 
 
 # Elsewhere (musl, macOS) there is no such switch, and `freed_memory_kept` says that it cannot.
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps what is freed")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc has the switch; others say they cannot"
+)
 @pytest.mark.parametrize(("asked", "given_back"), [("keep", False), ("leave", True)])
 def test_freed_memory_is_kept_where_that_is_asked(asked, given_back):
     found = subprocess.run([sys.executable, "-c", HELD, asked], capture_output=True, text=True, check=True)
