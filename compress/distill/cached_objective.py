@@ -11,14 +11,16 @@ from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
 from compress.distill.objective import mixed_loss
+from compress.distill.rows import SparseJudge, has_compiled_rows
 from compress.distill.signals import TeacherSignals
 from compress.distill.sparse_kl import sparse_forward_kl
 from compress.distill.targets import Targets
 from compress.errors import InputError
 from compress.train.distribution import Distribution
-from compress.train.fused import Judge, fused_loss
+from compress.train.fused import Criterion, GroupJudge, Judge, fused_loss
 from compress.train.head import hidden_states, output_head, output_matrix
 from compress.train.objective import Objective
+from compress.train.projection import Projection
 
 
 class CachedDistillation(Objective):
@@ -53,9 +55,17 @@ class CachedDistillation(Objective):
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
         labels_N, targets = batch.targets, _targets(self._signals, batch)
-        return self._judged(
-            batch, lambda student, tokens: self._loss(student, targets[tokens], labels_N[tokens])
-        )
+        w, T = self._label_weight, self._signals.about.temperature
+
+        def judge(student: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
+            return self._loss(student, targets[tokens], labels_N[tokens])
+
+        def criterion(student: Projection, group: slice) -> Judge | GroupJudge:
+            if has_compiled_rows(student):
+                return SparseJudge(student, group, targets[group], labels_N[group], T, w)
+            return judge
+
+        return self._judged(batch, criterion)
 
     @torch.no_grad()
     def held_out(self, batch: Batch) -> tuple[dict[str, Tensor], int]:
@@ -84,7 +94,7 @@ class CachedDistillation(Objective):
                 sums[name] = sums.get(name, 0) + value_n.sum()
             return mixed_loss(student, labels_n, lambda _: divergence, w, T)
 
-        loss, count = self._judged(batch, judge)
+        loss, count = self._judged(batch, lambda _student, _group: judge)
         return {"loss": loss, **sums}, count
 
     def _loss(self, student: Distribution, targets: Targets, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,13 +109,11 @@ class CachedDistillation(Objective):
             tempered = replace(student, probs=student.probs.clone())
         return sparse_forward_kl(tempered, targets)
 
-    def _judged(self, batch: Batch, judge: Judge) -> tuple[Tensor, int]:
+    def _judged(self, batch: Batch, criterion: Criterion) -> tuple[Tensor, int]:
         """Return the summed losses of the batch's targets, and how many there are."""
         hidden_ND = self._head.scaled(hidden_states(self.student, batch))
         weight_VD, bias_V = output_matrix(self.student, self.vocabulary)
-        return fused_loss(hidden_ND, weight_VD, bias_V, lambda group: judge, self._head.softcap), len(
-            hidden_ND
-        )
+        return fused_loss(hidden_ND, weight_VD, bias_V, criterion, self._head.softcap), len(hidden_ND)
 
 
 def _targets(signals: TeacherSignals, batch: Batch) -> Targets:

@@ -187,18 +187,17 @@ class Distillation(Objective):
         """
         targets_N, recipe = batch.targets, self.recipe
 
-        def criterion(group: slice) -> Judge | GroupJudge:
+        def criterion(student: Projection, group: slice) -> Judge | GroupJudge:
             if teacher is None:
-                return lambda student, tokens: judge(student, None, tokens)
+                return lambda found, tokens: judge(found, None, tokens)
             product_gV = teacher.product(group)
-            if learns and recipe.label_weight < 1 and has_kernel(recipe.divergence, product_gV):
-                return KernelJudge(
-                    teacher, product_gV, targets_N[group], recipe.temperature, recipe.label_weight
-                )
+            if learns and recipe.label_weight < 1 and has_kernel(recipe.divergence, student, teacher):
+                weights = recipe.temperature, recipe.label_weight
+                return KernelJudge(student, teacher, product_gV, group, targets_N[group], *weights)
 
-            def both(student: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
+            def both(found: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
                 theirs_nV = product_gV[tokens.start - group.start : tokens.stop - group.start]
-                return judge(student, teacher.distribution(theirs_nV, tokens), tokens)
+                return judge(found, teacher.distribution(theirs_nV, tokens), tokens)
 
             return both
 

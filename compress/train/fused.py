@@ -26,15 +26,15 @@ class GroupJudge(ABC):
     """What judges all rows of a group at once: a kernel needs no tiles."""
 
     @abstractmethod
-    def judge_group(self, student: Projection, product_gV: Tensor) -> tuple[Tensor, Tensor]:
+    def judge_group(self, product_gV: Tensor) -> tuple[Tensor, Tensor]:
         """Return losses ``[g]`` and gradients in the product ``[g, V]``, the latter in the dtype of products' inputs.
 
-        It may overwrite the product.
+        It may overwrite the product, and return it.
         """
 
 
-Criterion = Callable[[slice], Judge | GroupJudge]
-"""Told which tokens come next as a group: the time to project a teacher's."""
+Criterion = Callable[[Projection, slice], Judge | GroupJudge]
+"""Told the student's output layer and which of its tokens come next as a group: the time to project a teacher's."""
 
 GROUP_BYTES = {"cpu": 192 * 2**20, "cuda": 512 * 2**20}
 TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 128 * 2**20}
@@ -111,9 +111,9 @@ def _add_group(
 ) -> None:
     """Add a group's losses to the total and its gradients to the others; its products end with it."""
     product_gV = student.product(group)
-    judge = criterion(group)
+    judge = criterion(student, group)
     if isinstance(judge, GroupJudge):
-        losses_g, product_gV = judge.judge_group(student, product_gV)
+        losses_g, product_gV = judge.judge_group(product_gV)
         total += losses_g.sum()
     else:
         _judge_tiles(judge, student, product_gV, group, tile_tokens, total, grads is not None)
@@ -199,7 +199,7 @@ def _add_product(total_VD: Tensor, slopes_gV: Tensor, hidden_gD: Tensor) -> None
         total_VD.addmm_(slopes_gV.T, hidden_gD)
         return
     for rows in slices(0, len(total_VD), WEIGHT_ROWS):
-        total_VD[rows] += slopes_gV[:, rows].T @ hidden_gD
+        total_VD[rows].add_(slopes_gV[:, rows].T @ hidden_gD)  # `+=` would copy the rows onto themselves, too
 
 
 def slices(start: int, stop: int, step: int) -> Iterator[slice]:

@@ -14,6 +14,7 @@ from compress.data.batch import Batch
 from compress.train.distribution import Distribution, cross_entropy
 from compress.train.fused import Judge, fused_loss
 from compress.train.head import hidden_states, output_head, output_matrix
+from compress.train.projection import Projection
 
 Value = TypeVar("Value")
 
@@ -48,7 +49,7 @@ class NextToken(Objective):
         def judge(student: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
             return cross_entropy(student, targets_N[tokens])
 
-        def criterion(_: slice) -> Judge:
+        def criterion(_student: Projection, _group: slice) -> Judge:
             return judge
 
         hidden_ND = self._head.scaled(hidden_states(self.student, batch))

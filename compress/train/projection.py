@@ -121,8 +121,14 @@ class Projection:
         """Whether products come out rounded to bf16, and are refined."""
         return self.hidden.dtype == torch.bfloat16 and self.hidden.device.type == "cpu"
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What products come out in: bf16 where rounded, else fp32 or fp64."""
+        dtype = self.hidden.dtype
+        return dtype if self.is_rounded else torch.promote_types(dtype, torch.float32)
+
     def product(self, tokens: slice) -> Tensor:
-        """Return hidden states times weight ``[n, V]``: bf16 where rounded, else fp32 or fp64."""
+        """Return hidden states times weight ``[n, V]``, in `product_dtype`."""
         with torch.autocast(self.hidden.device.type, enabled=False):
             if self.is_rounded or self.hidden.dtype.itemsize > 2:
                 return self.hidden[tokens] @ self.weight.T

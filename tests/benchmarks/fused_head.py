@@ -27,18 +27,18 @@ GOAL_MS, GOAL_GB = 80, 4
 
 def criterion(
     teacher: Projection, targets_N: Tensor, by_kernel: bool
-) -> Callable[[slice], Judge | GroupJudge]:
+) -> Callable[[Projection, slice], Judge | GroupJudge]:
     """Return forward KL to a teacher, as distillation asks for it."""
     divergence = named("forward_kl")
 
-    def of_group(group: slice) -> Judge | GroupJudge:
+    def of_group(student: Projection, group: slice) -> Judge | GroupJudge:
         product_gV = teacher.product(group)
         if by_kernel:
-            return KernelJudge(teacher, product_gV, targets_N[group], 1.0, 0.0)
+            return KernelJudge(student, teacher, product_gV, group, targets_N[group], 1.0, 0.0)
 
-        def judge(student: Distribution, tile: slice) -> tuple[Tensor, Tensor]:
+        def judge(found: Distribution, tile: slice) -> tuple[Tensor, Tensor]:
             theirs_nV = product_gV[tile.start - group.start : tile.stop - group.start]
-            return divergence(student, teacher.distribution(theirs_nV, tile))
+            return divergence(found, teacher.distribution(theirs_nV, tile))
 
         return judge
 
@@ -87,7 +87,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("There is no GPU here, and this measures one.")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: {N} tokens, {V} ids, {D} numbers")
-    kernel = has_kernel(named("forward_kl"), torch.empty(1, device="cuda"))
+    layer = Projection(*(torch.empty(1, D, device="cuda", dtype=torch.bfloat16) for _ in range(2)))
+    kernel = has_kernel(named("forward_kl"), layer, layer)
     if not kernel:
         print("Without triton there is no kernel to measure.")
     for dtype in (torch.bfloat16, torch.float32):

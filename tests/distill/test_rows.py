@@ -1,6 +1,7 @@
-"""Learning from whole rows: when, and that what the kernel is given makes the recipe's loss.
+"""Learning from whole rows: when, and that what a kernel is given makes the recipe's loss.
 
-The kernel's own numbers are tested in `test_row_kernel`, which needs triton; here its formula stands for it.
+The kernels' own numbers are tested in `test_cpu_rows`, and in `test_gpu_rows`, which needs triton; here its formula
+stands for it.
 
 Shapes: g tokens of a group, V vocabulary.
 """
@@ -15,12 +16,11 @@ from compress import plugins
 from compress.data.batch import Batch
 from compress.distill import objective, rows
 from compress.distill.divergences import named
-from compress.distill.rows import has_kernel
+from compress.distill.rows import KernelJudge, has_kernel
 from compress.train import fused
+from compress.train.projection import Projection
 from tests.distill.test_losses import setting
 from tests.distill.test_objective import IDS_BT, distillation, models
-
-ON_GPU = SimpleNamespace(is_cuda=True, dtype=torch.float32)
 
 
 def slow_rows(
@@ -63,8 +63,9 @@ def formula_as_kernel(monkeypatch):
         slopes_gV.copy_(found_gV)
         return losses_g
 
-    monkeypatch.setitem(sys.modules, "compress.distill.row_kernel", SimpleNamespace(kl_of_rows=kl_of_rows))
-    monkeypatch.setattr(objective, "has_kernel", lambda divergence, product: True)
+    monkeypatch.setitem(sys.modules, "compress.distill.gpu_rows", SimpleNamespace(kl_of_rows=kl_of_rows))
+    monkeypatch.setattr(objective, "has_kernel", lambda *_: True)
+    monkeypatch.setattr(KernelJudge, "judge_group", KernelJudge._by_gpu)
     return seen
 
 
@@ -81,7 +82,7 @@ def test_a_kernels_loss_and_gradients_are_those_of_tiles(
     distilling, weights = distillation(student, teacher, temperature, label_weight), [*student.parameters()]
     ours, num_tokens = distilling(Batch(IDS_BT))
     assert len(formula_as_kernel) > 1 and sum(formula_as_kernel) == num_tokens
-    monkeypatch.setattr(objective, "has_kernel", lambda divergence, product: False)
+    monkeypatch.setattr(objective, "has_kernel", lambda *_: False)
     theirs, _ = distilling(Batch(IDS_BT))
     torch.testing.assert_close(ours, theirs)
     pairs = zip(torch.autograd.grad(ours, weights), torch.autograd.grad(theirs, weights), strict=True)
@@ -95,16 +96,43 @@ def test_labels_alone_and_what_is_held_out_are_judged_in_tiles(formula_as_kernel
     assert not formula_as_kernel
 
 
+def layer(dtype=torch.bfloat16, *, on_gpu=False, **parts):
+    hidden = SimpleNamespace(is_cuda=True) if on_gpu else torch.zeros(2, 3, dtype=dtype)
+    found = Projection(hidden, torch.zeros(4, 3, dtype=dtype), **parts)
+    return SimpleNamespace(hidden=hidden, product_dtype=dtype) if on_gpu else found
+
+
+ON_GPU = layer(torch.float32, on_gpu=True)
+FORWARD_KL = named("forward_kl")
+
+
+@pytest.mark.parametrize(
+    "layers", [(ON_GPU, ON_GPU), (layer(), layer(torch.float32))], ids=["gpu", "processor"]
+)
 @pytest.mark.parametrize("name", plugins.available("distill.losses"))
-def test_forward_kl_alone_has_a_kernel(name, monkeypatch):
+def test_forward_kl_alone_has_a_kernel(name, layers, monkeypatch):
     monkeypatch.setattr(rows, "_has_triton", lambda: True)
-    assert has_kernel(named(setting(name)), ON_GPU) == (name == "forward_kl")
+    assert has_kernel(named(setting(name)), *layers) == (name == "forward_kl")
 
 
-def test_there_is_no_kernel_on_a_processor_without_triton_or_in_fp64(monkeypatch):
-    forward_kl = named("forward_kl")
+def test_on_a_gpu_there_is_no_kernel_in_fp64_or_without_triton(monkeypatch):
     monkeypatch.setattr(rows, "_has_triton", lambda: True)
-    assert not has_kernel(forward_kl, torch.zeros(2, 3))
-    assert not has_kernel(forward_kl, SimpleNamespace(is_cuda=True, dtype=torch.float64))
+    assert not has_kernel(FORWARD_KL, layer(torch.float64, on_gpu=True), ON_GPU)
     monkeypatch.setattr(rows, "_has_triton", lambda: False)
-    assert not has_kernel(forward_kl, ON_GPU)
+    assert not has_kernel(FORWARD_KL, ON_GPU, ON_GPU)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        layer(torch.float64),
+        layer(torch.float16),
+        layer(bias=torch.zeros(4)),
+        layer(softcap=2.0),
+        layer(stored=torch.zeros(4, 3, dtype=torch.float64)),
+    ],
+    ids=["fp64", "fp16", "bias", "softcap", "stored in fp64"],
+)
+def test_a_processors_kernel_reads_plain_rows_only(other):
+    assert has_kernel(FORWARD_KL, layer(), layer())
+    assert not has_kernel(FORWARD_KL, other, layer()) and not has_kernel(FORWARD_KL, layer(), other)

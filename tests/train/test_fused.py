@@ -44,7 +44,7 @@ def test_a_fused_loss_and_its_gradients_are_those_of_the_whole(small_pieces, bia
         loss_n, slope_nV = cross_entropy(student, targets_N[tokens])
         return loss_n * weights_N[tokens], slope_nV * weights_N[tokens, None]
 
-    ours = fused_loss(hidden_ND, layer.weight, layer.bias, lambda _: judge, softcap)
+    ours = fused_loss(hidden_ND, layer.weight, layer.bias, lambda *_: judge, softcap)
     logits_NV = layer(hidden_ND)
     if softcap:
         logits_NV = softcap * torch.tanh(logits_NV / softcap)
@@ -66,7 +66,7 @@ def test_without_gradients_the_loss_is_the_same():
             hidden_ND,
             layer.weight,
             layer.bias,
-            lambda _: lambda student, tokens: cross_entropy(student, targets_N[tokens]),
+            lambda *_: lambda student, tokens: cross_entropy(student, targets_N[tokens]),
         )
         torch.testing.assert_close(
             ours, functional.cross_entropy(layer(hidden_ND), targets_N, reduction="sum")
@@ -75,7 +75,7 @@ def test_without_gradients_the_loss_is_the_same():
 
 def test_no_token_at_all_is_no_loss_and_no_gradient():
     layer, hidden_ND = nn.Linear(D, V), torch.randn(0, D, requires_grad=True)
-    total = fused_loss(hidden_ND, layer.weight, layer.bias, lambda _: pytest.fail("nothing to judge"))
+    total = fused_loss(hidden_ND, layer.weight, layer.bias, lambda *_: pytest.fail("nothing to judge"))
     total.backward()
     assert float(total.detach()) == 0
     assert not layer.weight.grad.any() and layer.weight.grad.shape == (V, D)
@@ -183,7 +183,7 @@ def test_under_autocast_loss_and_gradients_are_close_to_the_exact_ones_and_produ
         return cross_entropy(student, targets_N[tokens])
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        ours = fused_loss(hidden_ND, weight_VD, None, lambda _: judge)
+        ours = fused_loss(hidden_ND, weight_VD, None, lambda *_: judge)
         assert Projection.of(hidden_ND, weight_VD).product(slice(0, 2)).dtype == torch.bfloat16
     whole = functional.cross_entropy(hidden_ND.double() @ weight_VD.double().T, targets_N, reduction="sum")
     assert ours.dtype == torch.float32 and dtypes == {torch.float32}
@@ -204,7 +204,7 @@ def test_under_autocast_a_judge_sees_and_computes_what_it_does_without(small_pie
             found.append(torch.linalg.vecdot(student.probs, student.logits))
             return each_is_one(student, tokens)
 
-        fused_loss(hidden_ND, weight_VD, None, lambda _: judge)
+        fused_loss(hidden_ND, weight_VD, None, lambda *_: judge)
         return torch.cat(found)
 
     alone = seen()
@@ -232,7 +232,7 @@ def test_as_on_a_gpu_loss_and_gradients_are_close_to_the_exact_ones(
     inputs = [hidden_ND.requires_grad_(), weight_VD.to(weight_dtype).requires_grad_()]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = fused_loss(
-            *inputs, None, lambda _: lambda found, tile: cross_entropy(found, targets_N[tile]), softcap
+            *inputs, None, lambda *_: lambda found, tile: cross_entropy(found, targets_N[tile]), softcap
         )
     logits_NV = exact[0] @ exact[1].T
     logits_NV = logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
@@ -252,7 +252,7 @@ class OfTeacher(GroupJudge):
         self.theirs_gV = torch.zeros(16, V)
         self.products = products
 
-    def judge_group(self, student, product_gV):
+    def judge_group(self, product_gV):
         self.products += [weakref.ref(product_gV), weakref.ref(self.theirs_gV)]
         return torch.full((len(product_gV),), 2.0), torch.ones_like(product_gV)
 
@@ -261,7 +261,7 @@ def test_whole_groups_can_be_judged_and_their_products_end_with_them(small_piece
     layer, hidden_ND = nn.Linear(D, V), torch.randn(N, D, requires_grad=True)
     products = []
 
-    def criterion(group):
+    def criterion(_student, _group):
         # The student's product of this group is there by now; it is not yet in the list.
         assert all(product() is None for product in products)
         return OfTeacher(products)
@@ -280,7 +280,7 @@ def test_where_none_is_recorded_no_gradient_is_computed(monkeypatch):
     )
     layer, hidden_ND = nn.Linear(D, V), torch.randn(N, D, requires_grad=True)
     with torch.no_grad():
-        total = fused_loss(hidden_ND.detach(), layer.weight, layer.bias, lambda _: each_is_one)
+        total = fused_loss(hidden_ND.detach(), layer.weight, layer.bias, lambda *_: each_is_one)
     assert float(total) == N
 
 
@@ -297,5 +297,5 @@ def test_a_gpus_groups_fill_the_blocks_of_its_matrix_products():
 def test_a_bf16_layers_loss_is_summed_in_fp32():
     """In bf16 the sum would stay at 256: half of a step there is 1."""
     layer, hidden_ND = nn.Linear(D, V, dtype=torch.bfloat16), torch.randn(N, D, dtype=torch.bfloat16)
-    total = fused_loss(hidden_ND.repeat(10, 1), layer.weight, layer.bias, lambda _: each_is_one)
+    total = fused_loss(hidden_ND.repeat(10, 1), layer.weight, layer.bias, lambda *_: each_is_one)
     assert total.dtype == torch.float32 and float(total.detach()) == 10 * N

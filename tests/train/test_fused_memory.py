@@ -52,7 +52,7 @@ def under_autocast(monkeypatch):
     kernel = SimpleNamespace(
         kl_of_rows=lambda student_gV, *args, **kwargs: student_gV.new_empty(len(student_gV))
     )
-    monkeypatch.setitem(sys.modules, "compress.distill.row_kernel", kernel)
+    monkeypatch.setitem(sys.modules, "compress.distill.gpu_rows", kernel)
 
 
 def empty(*shape, dtype=torch.bfloat16):
@@ -68,14 +68,14 @@ def peak_gb(weight_dtype, by_kernel):
         named("forward_kl"),
     )
 
-    def criterion(group):
+    def criterion(student, group):
         product_gV = teacher.product(group)
         if by_kernel:
-            return KernelJudge(teacher, product_gV, targets_N[group], 1.0, 0.0)
+            return KernelJudge(student, teacher, product_gV, group, targets_N[group], 1.0, 0.0)
 
-        def judge(student, tile):
+        def judge(found, tile):
             theirs_nV = product_gV[tile.start - group.start : tile.stop - group.start]
-            return divergence(student, teacher.distribution(theirs_nV, tile))
+            return divergence(found, teacher.distribution(theirs_nV, tile))
 
         return judge
 

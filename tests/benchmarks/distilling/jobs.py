@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.distill.divergences import named
-from compress.train.distribution import Distribution
-from compress.train.fused import Judge, fused_loss, slices
+from compress.distill.rows import KernelJudge
+from compress.train.fused import fused_loss, slices
 from compress.train.head import hidden_states
 from compress.train.projection import Projection
 
@@ -80,21 +79,15 @@ def gradient_errors(vocabulary: int) -> dict[str, Any]:
         *(h.double() @ w.double().T for h, w in ((student_ND, weight_VD), (teacher_ND, teacher_VD)))
     )
     rounded_NV = _slope(*((h @ w.T).float() for h, w in ((student_ND, weight_VD), (teacher_ND, teacher_VD))))
-    found: list[Tensor] = []
-    divergence = named("forward_kl")
-
-    def kept(student: Distribution, teacher: Distribution) -> tuple[Tensor, Tensor]:
-        loss_N, slope_NV = divergence(student, teacher)
-        found.append(slope_NV.bfloat16())
-        return loss_N, slope_NV
-
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        _our_loss(student_ND, weight_VD, teacher_ND, teacher_VD, kept)
+        student, teacher = Projection.of(student_ND, weight_VD), Projection.of(teacher_ND, teacher_VD)
+    whole = slice(0, len(student_ND))
+    ours_NV = _judge(student, teacher, whole).judge_group(student.product(whole))[1]
 
     def error(slope_NV: Tensor) -> float:
         return float((slope_NV.double() - exact_NV).norm() / exact_NV.norm())
 
-    return {"ours": error(torch.cat(found)), "TRL GKD": error(rounded_NV)}
+    return {"ours": error(ours_NV), "TRL GKD": error(rounded_NV)}
 
 
 def rates(vocabulary: int) -> dict[str, Any]:
@@ -162,20 +155,15 @@ def _our_loss(
     weight_VD: Tensor,
     teacher_ND: Tensor,
     teacher_VD: Tensor,
-    divergence: Callable[[Distribution, Distribution], tuple[Tensor, Tensor]] = named("forward_kl"),  # noqa: B008
 ) -> Tensor:
     teacher = Projection.of(teacher_ND, teacher_VD)
+    return fused_loss(hidden_ND, weight_VD, None, lambda student, group: _judge(student, teacher, group))
 
-    def criterion(group: slice) -> Judge:
-        product_gV = teacher.product(group)
 
-        def judge(student: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
-            theirs_nV = product_gV[tokens.start - group.start : tokens.stop - group.start]
-            return divergence(student, teacher.distribution(theirs_nV, tokens))
-
-        return judge
-
-    return fused_loss(hidden_ND, weight_VD, None, criterion)
+def _judge(student: Projection, teacher: Projection, group: slice) -> KernelJudge:
+    """Return forward KL, as distillation judges it."""
+    targets_g = torch.zeros(group.stop - group.start, dtype=torch.long)
+    return KernelJudge(student, teacher, teacher.product(group), group, targets_g, 1.0, 0.0)
 
 
 def _dense(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:

@@ -43,7 +43,7 @@ def rows(seed: int, num_tokens: int, vocabulary: int, scale: float = 3.0) -> tor
 
 def judged(student_gV, teacher_gV, targets_g, dtype=torch.bfloat16, **settings):
     """What the kernel finds, on this machine's processor again."""
-    from compress.distill.row_kernel import kl_of_rows
+    from compress.distill.gpu_rows import kl_of_rows
 
     biases = settings.pop("biases", (None, None))
     biases = tuple(None if bias_V is None else bias_V.to(DEVICE) for bias_V in biases)
@@ -109,7 +109,7 @@ def test_extreme_logits_make_no_infinity():
 @runs_here
 def test_rows_may_lie_apart_and_nothing_is_written_between_them():
     """As in a product of more ids, and gradients whose rows begin at multiples of 16 bytes."""
-    from compress.distill.row_kernel import kl_of_rows
+    from compress.distill.gpu_rows import kl_of_rows
 
     wide_gV, teacher_gV, targets_g = rows(0, 3, 20), rows(1, 3, 13), torch.tensor([0, 5, 12])
     student_gV, slopes_gS = wide_gV[:, :13], torch.full((3, 16), 9.0, device=DEVICE)
