@@ -29,7 +29,7 @@ from compress.train.projection import REFINED_ABOVE
 F4, I4 = np.float32, np.int32
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 """Sums in any order, so that they are vectors'; but NaN and ∞ as they are."""
-BLOCK = 256
+BLOCK = 128
 """Of ids that are summed in fp32 and searched together."""
 MOST_LIKELY = math.ceil(1 / REFINED_ABOVE)
 """Of ids of a row can be above `REFINED_ABOVE`."""
@@ -220,7 +220,10 @@ def normalize(row_V, rates, layer, token, tops_K, apart, norms, ids_M, exact_M):
 @njit(inline="always", fastmath=FAST)
 def plus(sums, logit, top, rates):
     """Return the sums of exponentials at both rates with a logit's added."""
-    return sums[0] + float(exp(rates[0] * (logit - top))), sums[1] + float(exp(rates[1] * (logit - top)))
+    first = float(exp(rates[0] * (logit - top)))
+    return sums[0] + first, sums[1] + (
+        first if rates[0] == rates[1] else float(exp(rates[1] * (logit - top)))
+    )
 
 
 @kept
@@ -238,7 +241,7 @@ def kl_of_rows(student, teacher, targets_g, losses_g, temperature, label_weight,
     norms_q, norms_p, nothing = np.empty(3), np.empty(3), np.empty(0, np.int64)
     ids_q, ids_p = np.empty(MOST_LIKELY + 1, np.int64), np.empty(MOST_LIKELY + 1, np.int64)
     exact_q, exact_p = np.empty(MOST_LIKELY, F4), np.empty(MOST_LIKELY, F4)
-    ids, both = np.empty(2 * MOST_LIKELY + 1, np.int64), np.empty((2 * MOST_LIKELY + 1, 2), F4)
+    changed, slopes = np.empty(2 * MOST_LIKELY + 1, np.int64), np.empty(2 * MOST_LIKELY + 1, F4)
     for token in range(first, last):
         q_V, p_V, target = q_gV[token], p_gV[token], targets_g[token]
         num_q = normalize(q_V, rates, of_q, token, tops_K, nothing, norms_q, ids_q, exact_q)
@@ -256,31 +259,29 @@ def kl_of_rows(student, teacher, targets_g, losses_g, temperature, label_weight,
             if v == vocabulary:
                 break
             q, p = number(q_V[v]), number(p_V[v])
-            mean_ratio -= float(exp(rates[0] * p - log_norms[1]) * (p - q))
-            if v == wanted:
-                q, wanted = of_target, vocabulary
+            weight = exp(rates[0] * p - log_norms[1])
+            mean_ratio -= float(weight * (p - q))
             if v == ids_q[next_q]:
                 q, next_q = exact_q[next_q], next_q + 1
             if v == ids_p[next_p]:
                 p, next_p = exact_p[next_p], next_p + 1
-            mean_ratio += float(exp(rates[0] * p - log_norms[1]) * (p - q))
-            ids[count], both[count, 0], both[count, 1] = v, q, p
+                weight = exp(rates[0] * p - log_norms[1])
+            of_labels = F4(0)
+            if v == wanted:
+                q, of_labels, wanted = of_target, F4(1), vocabulary
+            mean_ratio += float(weight * (p - q))
+            slope = kl_weight * (exp(rates[0] * q - log_norms[0]) - weight)
+            if label_weight > 0:
+                slope += label_weight * (exp(q - log_norms[2]) - of_labels)
+            changed[count], slopes[count] = v, slope
             count += 1
         mean_ratio += write_slopes(q_V, p_V, rates, log_norms, kl_weight, label_weight)
         for m in range(count):
-            slope = slope_of(both[m, 0], both[m, 1], rates, log_norms, kl_weight, label_weight)
-            put(q_V, ids[m], slope - (label_weight if ids[m] == target else F4(0)))
+            put(q_V, changed[m], slopes[m])
+        # All weights share the rounding of their normalizer.
+        mean_ratio *= math.exp(float(log_norms[1]) - norms_p[0])
         kl = mean_ratio / temperature - norms_p[0] + norms_q[0]
         losses_g[token] = kl_weight * temperature * kl + label_weight * (norms_q[1] - of_target)
-
-
-@njit(inline="always", fastmath=FAST)
-def slope_of(q, p, rates, log_norms, kl_weight, label_weight):
-    """Return the gradient in a logit of the student's that is not the target's."""
-    slope = kl_weight * (exp(rates[0] * q - log_norms[0]) - exp(rates[0] * p - log_norms[1]))
-    if label_weight > 0:
-        slope += label_weight * exp(q - log_norms[2])
-    return slope
 
 
 @njit(fastmath=FAST)
@@ -342,18 +343,19 @@ def sparse_kl_of_rows(student, targets, labels_g, losses_g, temperature, label_w
             q = number(q_V[v])
             if v == ids_M[next_m]:
                 q, next_m = exact_M[next_m], next_m + 1
+            of_labels = F4(0)
             if v == wanted:
-                q, wanted = of_label, vocabulary
-            slope = others * exp(rates[0] * q - log_norms[0])
+                q, of_labels, wanted = of_label, F4(1), vocabulary
+            slope = exp(rates[0] * q - log_norms[0])
             if next_k < num_likely and v == ids_K[next_k]:
-                slope, next_k = exp(rates[0] * q - log_norms[0]) - probs_K[next_k], next_k + 1
+                slope, next_k = slope - probs_K[next_k], next_k + 1
+            else:
+                slope *= others
             while next_s < num_ids and v == ids_K[next_s]:
                 slope, next_s = slope + F4(above_K[next_s]), next_s + 1
+            slope *= weights[0]
             if weights[1] > 0:
-                of_labels = exp(q - log_norms[1]) - (F4(1) if v == label else F4(0))
-                slope = weights[0] * slope + weights[1] * of_labels
-            else:
-                slope *= weights[0]
+                slope += weights[1] * (exp(q - log_norms[1]) - of_labels)
             changed[num_changed], slopes[num_changed] = v, slope
             num_changed += 1
         write_student_slopes(q_V, rates, log_norms, weights[0] * others, weights[1])

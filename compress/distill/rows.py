@@ -85,6 +85,7 @@ class KernelJudge(GroupJudge):
         losses_g = torch.empty(len(product_gV))
         ours = bits_of(product_gV), _layer(self.student, self.group)
         theirs = bits_of(self.teacher_product), _layer(self.teacher, self.group)
+        assert _are_ids(self.targets, product_gV)
         given = ours, theirs, _array(self.targets), _array(losses_g), self.temperature, self.label_weight
         over_rows(kl_of_rows, given, len(product_gV))
         return losses_g
@@ -129,6 +130,7 @@ class SparseJudge(GroupJudge):
         losses_g = torch.empty(len(product_gV))
         ours = bits_of(product_gV), _layer(self.student, self.group)
         theirs = self.targets
+        assert _are_ids(self.labels, product_gV) and _are_ids(theirs.ids_NK, product_gV)
         sparse = *map(_array, (theirs.ids_NK, theirs.probs_NK, theirs.tail_N)), theirs.num_likely
         given = ours, sparse, _array(self.labels), _array(losses_g), self.temperature, self.label_weight
         over_rows(sparse_kl_of_rows, given, len(product_gV))
@@ -152,6 +154,11 @@ def over_rows(work: Any, given: tuple[Any, ...], num_rows: int) -> None:
         # Compiling keeps what its callers hold, here whole products, until garbage is collected.
         threads.submit(work.compile, tuple(numba.typeof(each) for each in (*given, 0, 0))).result()
         list(threads.map(partial(work, *given), ends[:-1], ends[1:]))
+
+
+def _are_ids(ids: Tensor, product_gV: Tensor) -> bool:
+    """Return whether all are inside the vocabulary, beyond which compiled loops would read what is not theirs."""
+    return not ids.numel() or (int(ids.min()) >= 0 and int(ids.max()) < product_gV.shape[1])
 
 
 def _array(tensor: Tensor) -> Array:

@@ -23,7 +23,7 @@ from compress.train.advice import training_advice
 from compress.train.cost import PROCESS_BYTES, training_work
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
-VERSION = 2
+VERSION = 3
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 

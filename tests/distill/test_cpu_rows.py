@@ -158,7 +158,7 @@ def test_no_more_ids_are_likely_than_there_is_room_for():
     probs = torch.full((1, cpu_rows.MOST_LIKELY), 1.001 * REFINED_ABOVE)
     row = probs.log()
     ids = np.zeros(cpu_rows.MOST_LIKELY, np.int64)
-    tops = np.zeros(2, np.int32)
+    tops = np.zeros(len(ids) // cpu_rows.BLOCK, np.int32)
     cpu_rows.find_tops(bits_of(row)[0], tops)
     assert cpu_rows.find_likely(bits_of(row)[0], tops, np.float32(np.log(REFINED_ABOVE)), ids) == len(ids)
 
