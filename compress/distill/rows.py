@@ -6,29 +6,32 @@ Shapes: N tokens, g of a group, V vocabulary, D hidden size.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from compress.distill.divergences import Divergence
 from compress.distill.losses import forward_kl
 from compress.distill.targets import Targets
 from compress.train.fused import GroupJudge
-from compress.train.projection import Projection
+from compress.train.projection import REFINED_ABOVE, Projection
 
 ALIGNMENT = 8
 """Rows of half-precision gradients begin at multiples of 16 bytes, which a GPU's matrix products need to be fast."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Layer = tuple[Array, Array, Array, bool]
+Layer = tuple[Array, Array, Array, float]
 """What compiled loops know of an output layer beside its products: hidden states ``[g, D]`` fp32, the output matrix as
-stored ``[V, D]``, what a token's logits are less than their products ``[g]`` fp32, and whether likely logits are to be
-computed again from these."""
+stored ``[V, D]``, what a token's logits are less than their products ``[g]`` fp32, and above which probability logits
+are computed again from these: 1 for none."""
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
@@ -151,9 +154,22 @@ def over_rows(work: Any, given: tuple[Any, ...], num_rows: int) -> None:
 
     ends = np.linspace(0, num_rows, torch.get_num_threads() + 1).astype(int).tolist()
     with ThreadPoolExecutor(len(ends) - 1) as threads:
-        # Compiling keeps what its callers hold, here whole products, until garbage is collected.
-        threads.submit(work.compile, tuple(numba.typeof(each) for each in (*given, 0, 0))).result()
+        # Compiling keeps what its callers hold, here whole products, until garbage is collected: not this thread's.
+        threads.submit(_compile, work, tuple(numba.typeof(each) for each in (*given, 0, 0))).result()
         list(threads.map(partial(work, *given), ends[:-1], ends[1:]))
+
+
+def _compile(work: Any, types: tuple[Any, ...]) -> None:
+    """Compile a function for types of arguments, or read what was compiled for them before.
+
+    One process at a time: another could read code beside which the index does not belong yet.
+    """
+    if types in work.overloads:
+        return
+    folder = work.stats.cache_path
+    # A full disk keeps code from being kept, not from being used.
+    with suppress(OSError), FileLock(Path(folder) / "compiling.lock") if folder else nullcontext():
+        work.compile(types)
 
 
 def _are_ids(ids: Tensor, product_gV: Tensor) -> bool:
@@ -172,6 +188,6 @@ def _stored(projection: Projection) -> Tensor:
 
 
 def _layer(projection: Projection, group: slice) -> Layer:
-    hidden_gD = projection.hidden[group].float()
+    hidden_gD, least = projection.hidden[group].float(), REFINED_ABOVE if projection.is_rounded else 1.0
     shift_g = torch.zeros(len(hidden_gD)) if projection.center is None else hidden_gD @ projection.center
-    return _array(hidden_gD), bits_of(_stored(projection)), _array(shift_g), projection.is_rounded
+    return _array(hidden_gD), bits_of(_stored(projection)), _array(shift_g), least

@@ -3,7 +3,9 @@
 Shapes: g tokens of a group, V vocabulary, D hidden size.
 """
 
+import errno
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ import torch
 from numba import njit
 
 from compress.distill import cpu_rows
-from compress.distill.rows import KernelJudge, SparseJudge, bits_of
+from compress.distill.rows import KernelJudge, SparseJudge, bits_of, over_rows
 from compress.distill.targets import sparse_loss, sparse_targets
-from compress.train.projection import REFINED_ABOVE, Projection
+from compress.train.projection import Projection
 from tests.distill.test_rows import slow_rows
 
 WIDTH = 32
@@ -74,6 +76,58 @@ def test_gradients_of_bf16_rows_are_within_one_per_cent(vocabulary, apart, tempe
     )
     assert slopes_gV.dtype == torch.bfloat16
     assert error(slopes_gV, exact_gV) < 0.01 and error(losses_g, exact_g) < 0.01
+
+
+@pytest.mark.parametrize("offset", [-100.0, 100.0])
+def test_what_all_logits_have_in_common_changes_nothing(offset):
+    """GPT-2's are about 100 below zero; the models are close, and each has its own."""
+    student, teacher = layers(20, 300, torch.float32, 0.01)
+    targets_g, group = torch.arange(20), slice(0, 20)
+    products = [each.product(group) for each in (student, teacher)]
+    moved = [(products[0] + offset).contiguous(), (products[1] - 0.3 * offset).contiguous()]
+    exact_g, exact_gV = slow_rows(*moved, targets_g)
+    judge = KernelJudge(student, teacher, moved[1], group, targets_g, 1.0, 0.0)
+    losses_g, slopes_gV = judge.judge_group(moved[0])
+    assert error(slopes_gV, exact_gV) < 1e-4
+    torch.testing.assert_close(losses_g.double(), exact_g, rtol=1e-3, atol=1e-7)
+
+
+def test_ids_beyond_the_vocabulary_are_refused():
+    student, teacher = layers(4, 300, torch.bfloat16)
+    with pytest.raises(AssertionError):
+        judged(student, teacher, torch.tensor([0, 1, 2, 300]))
+
+
+def test_without_a_place_for_compiled_code_it_is_compiled_anew(monkeypatch):
+    """As where neither the package's folder nor the user's cache can be written to."""
+
+    def refusing(function, cache=False, **flags):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(function, **flags)
+
+    monkeypatch.setattr(cpu_rows, "njit", refusing)
+    found = np.zeros(5)
+    over_rows(cpu_rows.compiled(count_up), (found,), 5)
+    assert found.tolist() == [0, 1, 2, 3, 4]
+
+
+def count_up(found, first, last):
+    for row in range(first, last):
+        found[row] = row
+
+
+def test_code_that_a_full_disk_does_not_take_is_used_all_the_same(tmp_path):
+    class OnFullDisk:
+        overloads, stats = {}, SimpleNamespace(cache_path=str(tmp_path))
+        __call__ = staticmethod(count_up)
+
+        def compile(self, types):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    found = np.zeros(5)
+    over_rows(OnFullDisk(), (found,), 5)
+    assert found.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_bf16_teacher_beside_an_fp32_student():
@@ -137,7 +191,7 @@ def test_exponentials_are_as_exact_as_fp32():
 @njit
 def put_all(row, numbers):
     for place in range(len(numbers)):
-        cpu_rows.put(row, place, numbers[place])
+        cpu_rows.write_rounded(row, place, numbers[place])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -153,14 +207,12 @@ def test_numbers_are_rounded_as_torch_rounds_them(dtype):
     assert torch.equal(row, numbers.to(dtype))
 
 
-def test_no_more_ids_are_likely_than_there_is_room_for():
-    """All of these are just above the bound."""
-    probs = torch.full((1, cpu_rows.MOST_LIKELY), 1.001 * REFINED_ABOVE)
-    row = probs.log()
-    ids = np.zeros(cpu_rows.MOST_LIKELY, np.int64)
-    tops = np.zeros(len(ids) // cpu_rows.BLOCK, np.int32)
-    cpu_rows.find_tops(bits_of(row)[0], tops)
-    assert cpu_rows.find_likely(bits_of(row)[0], tops, np.float32(np.log(REFINED_ABOVE)), ids) == len(ids)
+def test_no_more_ids_are_found_than_there_is_room_for():
+    row = bits_of(torch.zeros(1, 600))[0]
+    tops, ids = np.zeros(-(-600 // cpu_rows.BLOCK), np.int32), np.full(513, -1)
+    cpu_rows.find_tops(row, tops)
+    assert cpu_rows.find_likely(row, tops, np.float32(-1), ids[:512]) == 512
+    assert ids[:512].tolist() == list(range(512)) and ids[512] == -1
 
 
 def sparse_judged(student, targets, labels_g, temperature=1.0, label_weight=0.0):

@@ -14,9 +14,11 @@ import torch
 
 from compress import plugins
 from compress.data.batch import Batch
-from compress.distill import objective, rows
+from compress.distill import cached_objective, objective, rows
+from compress.distill.cached_objective import CachedDistillation
 from compress.distill.divergences import named
-from compress.distill.rows import KernelJudge, has_kernel
+from compress.distill.rows import KernelJudge, has_kernel, over_rows
+from compress.distill.targets import sparse_targets
 from compress.train import fused
 from compress.train.projection import Projection
 from tests.distill.test_losses import setting
@@ -88,6 +90,50 @@ def test_a_kernels_loss_and_gradients_are_those_of_tiles(
     pairs = zip(torch.autograd.grad(ours, weights), torch.autograd.grad(theirs, weights), strict=True)
     for our, their in pairs:
         torch.testing.assert_close(our, their)
+
+
+class Signals:
+    """What a teacher said of `IDS_BT`, its only rows."""
+
+    def __init__(self, teacher, temperature):
+        logits_NV = teacher(input_ids=IDS_BT).logits[:, :-1].flatten(0, 1).detach()
+        places_N = torch.linspace(0, 0.9, len(logits_NV))
+        self.targets = sparse_targets(logits_NV.float() / temperature, 12, places_N, 8)
+        self.about = SimpleNamespace(vocabulary=logits_NV.shape[1], temperature=temperature)
+
+    def at(self, rows):
+        return self.targets
+
+
+def cached(student, teacher, temperature, label_weight):
+    return CachedDistillation(student, Signals(teacher, temperature), label_weight, 259)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("temperature", "label_weight"), [(1.0, 0.0), (4.0, 0.3)])
+@pytest.mark.parametrize("make", [distillation, cached])
+def test_compiled_rows_loss_and_gradients_are_those_of_tiles(
+    make, temperature, label_weight, precision, monkeypatch
+):
+    """Of several groups, and a student with more ids than its teacher."""
+    monkeypatch.setattr(fused, "GROUP_BYTES", {"cpu": 4 * 264 * 20})
+    student, teacher = models(torch.float32, vocab_size=272)
+    objective_, weights = make(student, teacher, temperature, label_weight), [*student.parameters()]
+    batch, groups, found = Batch(IDS_BT, rows=torch.arange(len(IDS_BT))), [], []
+    judged = over_rows
+    monkeypatch.setattr(rows, "over_rows", lambda *given: (groups.append(given[-1]), judged(*given)))
+    for has in (True, False):
+        if not has:
+            for module, name in ((objective, "has_kernel"), (cached_objective, "has_compiled_rows")):
+                monkeypatch.setattr(module, name, lambda *_: False)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+            total, num_tokens = objective_(batch)
+        found.append((total.detach(), torch.autograd.grad(total, weights)))
+    assert len(groups) > 1 and sum(groups) == num_tokens
+    (our_total, ours), (their_total, theirs) = found
+    torch.testing.assert_close(our_total, their_total, rtol=1e-5 if precision == "fp32" else 1e-3, atol=0)
+    for our, their in zip(ours, theirs, strict=True):
+        assert float((our - their).norm() / their.norm()) < (1e-4 if precision == "fp32" else 0.02)
 
 
 def test_labels_alone_and_what_is_held_out_are_judged_in_tiles(formula_as_kernel):

@@ -1,12 +1,11 @@
-"""What one process of the speed benchmark measures: a method's steps, a loss alone, gradient errors, or rates.
+"""What one process of the speed benchmark measures: all methods' steps in turn, memory, gradient errors, or rates.
 
 Shapes: N targets, D hidden size, V vocabulary.
 """
 
 import math
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +21,43 @@ from . import parts
 
 N, D, TEACHER_D = parts.B * (parts.T - 1), 384, 512
 WARM_UP = 2
+BOUND = "bound"
 
 
-def steps(method: str, vocabulary: int, seconds: float) -> dict[str, Any]:
-    """Return the speed of a method's whole steps and its process's peak memory."""
+def turns(vocabulary: int, methods: Sequence[str], count: int) -> dict[str, list[float]]:
+    """Return how many seconds a step takes by each method and at least, in turns of a step each.
+
+    A turn's steps follow each other within seconds, so what slows the machine slows all of them, and ratios hold.
+    """
+    data = parts.RandomRows(vocabulary)
+    parts_of_bound = bound_parts(vocabulary)
+    works: dict[str, Callable[[], object]] = {BOUND: lambda: [work() for work in parts_of_bound.values()]}
+    for method in methods:
+        teacher, student = parts.teacher_and_student(vocabulary)
+        loop, objective = parts.methods()[method](student, teacher, data)
+        works[method] = loop(objective, student, data)
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(-WARM_UP, count):
+        names = list(works)
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            seconds = _timed(works[name])
+            if turn >= 0:
+                found[name].append(seconds)
+    return found
+
+
+def peak(method: str, vocabulary: int) -> dict[str, Any]:
+    """Return the peak memory of a process that takes a method's whole steps."""
     teacher, student = parts.teacher_and_student(vocabulary)
     data = parts.RandomRows(vocabulary)
     loop, objective = parts.methods()[method](student, teacher, data)
     if method.endswith("cached"):
         del teacher
     step = loop(objective, student, data)
-    taken = [_timed(step) for _ in range(WARM_UP)][WARM_UP:]
-    started = time.perf_counter()
-    while time.perf_counter() - started < seconds or len(taken) < 3:
-        taken.append(_timed(step))
-    tokens = parts.B * parts.T
-    return {
-        "tokens_per_second": tokens / statistics.median(taken),
-        "steps": len(taken),
-        "peak_bytes": _status("VmHWM"),
-    }
+    for _ in range(WARM_UP + 1):
+        step()
+    return {"peak_bytes": _status("VmHWM")}
 
 
 def loss_memory(method: str, vocabulary: int) -> dict[str, Any]:
@@ -90,8 +106,8 @@ def gradient_errors(vocabulary: int) -> dict[str, Any]:
     return {"ours": error(ours_NV), "TRL GKD": error(rounded_NV)}
 
 
-def rates(vocabulary: int) -> dict[str, Any]:
-    """Return the seconds that a step takes at least, by part, at the rates measured here and now.
+def bound_parts(vocabulary: int) -> dict[str, Callable[[], object]]:
+    """Return what a step has to do at least, by part.
 
     The head: its four products in bf16. The backbones, forward and backward, and the optimizer: as they are.
     """
@@ -116,14 +132,19 @@ def rates(vocabulary: int) -> dict[str, Any]:
     for parameter in student.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, fused=True)
-    found = {
-        "teacher_product": _best(lambda: teacher_ND @ teacher_VD.T),
-        "student_product": _best(lambda: hidden_ND @ weight_VD.T),
-        "hidden_gradient": _best(lambda: slope_NV @ weight_VD),
-        "weight_gradient": _best(lambda: slope_NV.T @ hidden_ND),
-        "optimizer": _best(optimizer.step),
-        "backbones": _best(backbones),
+    return {
+        "teacher_product": lambda: teacher_ND @ teacher_VD.T,
+        "student_product": lambda: hidden_ND @ weight_VD.T,
+        "hidden_gradient": lambda: slope_NV @ weight_VD,
+        "weight_gradient": lambda: slope_NV.T @ hidden_ND,
+        "optimizer": optimizer.step,
+        "backbones": backbones,
     }
+
+
+def rates(vocabulary: int) -> dict[str, Any]:
+    """Return the seconds that a step takes at least, by part, and the products' rate."""
+    found = {name: _best(work) for name, work in bound_parts(vocabulary).items()}
     flops = 2 * N * vocabulary * (TEACHER_D + 3 * D)
     products = sum(
         found[name] for name in ("teacher_product", "student_product", "hidden_gradient", "weight_gradient")
