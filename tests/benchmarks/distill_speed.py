@@ -1,12 +1,12 @@
 """How fast is a step of distillation? Ours against a plain loop and TRL's losses, whole steps and the loss alone.
 
 A teacher of 25M parameters and a student of 10M beside their embeddings, 4 sequences of 256 tokens a step, bf16
-autocast on the processor, forward KL, vocabularies of 8,192, 32,768 and 131,072. All methods live in one process and
-take a step each in turn: what is compared is the median over turns of the ratio of two steps of the same turn, so that
-a machine that is slow for a minute is slow for both. Memory is measured in processes of their own. TRL's GKD loss reads
-bf16 logits; TRL's distillation loss computes them in fp32, so only it is as exact as ours. *ours, TRL … head* is our
-loop with TRL's loss in it. The bound is a step that does nothing but its matrix products in bf16, the backbones and the
-optimizer; it takes its turn like the methods.
+autocast on the processor, forward KL, vocabularies of 8,192, 32,768 and 131,072. Every method has a process of its own,
+and they take a step each in turn: what is compared is the median over turns of the ratio of two steps of the same turn,
+so a machine that is slow for a while is slow for both. TRL's GKD loss reads bf16 logits; TRL's distillation loss
+computes them in fp32, so only it is as exact as ours. *ours, TRL … head* is our loop with TRL's loss in it. The bound
+is a step that does nothing but its matrix products in bf16, the backbones and the optimizer; it takes its turn like the
+methods.
 
     python tests/benchmarks/distill_speed.py [--quick] [--vocabularies 8192,131072] [--turns 9]
 
@@ -27,18 +27,26 @@ from pathlib import Path
 from typing import Any
 
 import tables
-from distilling import jobs, parts, readme
+from distilling import jobs, parts, readme, turns
 
 from compress.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 VOCABULARIES = (8_192, 32_768, 131_072)
+TOGETHER = (
+    (jobs.BOUND, "plain", "TRL GKD", "TRL distillation", "ours", "ours, cached"),
+    ("ours, TRL GKD head", "ours, TRL distillation head", "ours"),
+)
+"""Methods that take turns: whole loops, and heads in our loop. All at once would not fit into this memory."""
 Row = dict[str, Any]
 
 
 def main() -> None:
     """Measure, print the table, write the results."""
     given = _arguments()
+    if given.job and given.job[0] == "step":
+        jobs.step_when_asked(given.job[2], int(given.job[1]))
+        return
     if given.job:
         print(json.dumps(_run(given.job)))
         return
@@ -70,46 +78,39 @@ def _arguments() -> argparse.Namespace:
 
 def _run(job: list[str]) -> Row:
     kind, vocabulary = job[0], int(job[1])
-    if kind == "turns":
-        return jobs.turns(vocabulary, _methods(), int(job[2]))
-    if kind == "peak":
-        return jobs.peak(job[2], vocabulary)
     if kind == "loss_memory":
         return jobs.loss_memory(job[2], vocabulary)
     return {"gradient_errors": jobs.gradient_errors, "rates": jobs.rates}[kind](vocabulary)
 
 
-def _methods() -> list[str]:
+def _measure(vocabulary: int, count: int) -> list[Row]:
     has_trl = importlib.util.find_spec("trl") is not None
-    return [name for name in parts.methods() if has_trl or "TRL" not in name]
-
-
-def _measure(vocabulary: int, turns: int) -> list[Row]:
     rows = [_row("rates", "rates", vocabulary)]
-    for name, seconds in _job("turns", vocabulary, str(turns)).items():
-        speed = parts.B * parts.T / statistics.median(seconds)
-        row = {"name": name, "kind": "turns", "vocabulary": vocabulary, "tokens_per_second": speed}
-        print(
-            {key: round(value) if isinstance(value, float) else value for key, value in row.items()},
-            flush=True,
-        )
-        rows.append(row | {"seconds": seconds})
-    rows += [_row(name, "peak", vocabulary, name) for name in _methods()]
-    rows += [_row(name, "loss_memory", vocabulary, name) for name in jobs.LOSSES if name in _methods()]
+    for turn, together in enumerate(TOGETHER):
+        methods = [name for name in together if has_trl or "TRL" not in name]
+        for name, found in turns.take_turns(__file__, methods, vocabulary, count).items():
+            speed = parts.B * parts.T / statistics.median(found["seconds"])
+            row = {
+                "name": name,
+                "kind": "steps",
+                "vocabulary": vocabulary,
+                "turn": turn,
+                "tokens_per_second": speed,
+            }
+            print({**row, "peak_bytes": found["peak_bytes"]}, flush=True)
+            rows.append(row | found)
+    rows += [
+        _row(name, "loss_memory", vocabulary, name) for name in jobs.LOSSES if has_trl or "TRL" not in name
+    ]
     rows.append(_row("gradient error", "gradient_errors", vocabulary))
     return rows
 
 
-def _job(kind: str, vocabulary: int, *more: str) -> Row:
+def _row(name: str, kind: str, vocabulary: int, *more: str) -> Row:
     """Run a job in a process of its own; return its figures."""
     command = [sys.executable, __file__, "--job", kind, str(vocabulary), *more]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: Row = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def _row(name: str, kind: str, vocabulary: int, *more: str) -> Row:
-    row = {"name": name, "kind": kind, "vocabulary": vocabulary, **_job(kind, vocabulary, *more)}
+    row = {"name": name, "kind": kind, "vocabulary": vocabulary, **json.loads(done.stdout.splitlines()[-1])}
     print(
         {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()},
         flush=True,
@@ -121,36 +122,38 @@ def _targets(rows: list[Row], vocabularies: list[int]) -> list[Row]:
     found: list[Row] = []
     for vocabulary in vocabularies:
         here = [row for row in rows if row["vocabulary"] == vocabulary]
-        seconds = {row["name"]: row["seconds"] for row in here if row["kind"] == "turns"}
         memory = {row["name"]: row["loss_bytes"] for row in here if row["kind"] == "loss_memory"}
         errors = next(row for row in here if row["kind"] == "gradient_errors")
         goal = {32_768: 1.15, 131_072: 1.3}.get(vocabulary, 1.0)
         place = f"{vocabulary:,} ids"
-
-        def faster(
-            name: str,
-            ours: str,
-            than: str,
-            goal: float,
-            seconds: dict[str, list[float]] = seconds,
-            place: str = place,
-        ) -> Row:
-            ratios = [b / a for a, b in zip(seconds[ours], seconds[than], strict=True)]
-            return _target(f"{place}: {name}", ratios, goal)
-
-        for rival in seconds:
-            if rival not in ("ours", "ours, cached", jobs.BOUND):
-                found.append(faster(f"speed, ours / {rival}", "ours", rival, goal))
-        found.append(faster("share of the bound", "ours", jobs.BOUND, 0.7))
+        for turn in range(len(TOGETHER)):
+            together = {
+                row["name"]: row["seconds"] for row in here if row["kind"] == "steps" and row["turn"] == turn
+            }
+            for rival in together:
+                if "ours, cached" in together and rival.startswith("TRL"):
+                    ratios = _ratios(together, rival, "ours, cached")
+                    found.append(_target(f"{place}: speed, cached / {rival}", ratios, 2.0))
+                if rival not in ("ours", "ours, cached", jobs.BOUND):
+                    found.append(
+                        _target(f"{place}: speed, ours / {rival}", _ratios(together, rival, "ours"), goal)
+                    )
+                if rival == jobs.BOUND:
+                    found.append(
+                        _target(f"{place}: share of the bound", _ratios(together, rival, "ours"), 0.7)
+                    )
         found.append(_target(f"{place}: gradient error in the logits", [errors["ours"]], 0.01, most=True))
         for rival in ("TRL GKD", "TRL distillation"):
-            if rival in seconds:
-                found.append(faster(f"speed, cached / {rival}", "ours, cached", rival, 2.0))
+            if rival in memory:
                 share = memory["ours"] / memory[rival]
                 found.append(
                     _target(f"{place}: peak memory of the loss, ours / {rival}", [share], 0.4, most=True)
                 )
     return found
+
+
+def _ratios(seconds: dict[str, list[float]], slower: str, faster: str) -> list[float]:
+    return [a / b for a, b in zip(seconds[slower], seconds[faster], strict=True)]
 
 
 def _target(name: str, figures: list[float], goal: float, *, most: bool = False) -> Row:

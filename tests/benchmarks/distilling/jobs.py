@@ -1,11 +1,13 @@
-"""What one process of the speed benchmark measures: all methods' steps in turn, memory, gradient errors, or rates.
+"""What one process of the speed benchmark measures: a method's steps, a loss alone, gradient errors, or rates.
 
 Shapes: N targets, D hidden size, V vocabulary.
 """
 
+import json
 import math
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +22,27 @@ from compress.train.projection import Projection
 from . import parts
 
 N, D, TEACHER_D = parts.B * (parts.T - 1), 384, 512
-WARM_UP = 2
 BOUND = "bound"
 
 
-def turns(vocabulary: int, methods: Sequence[str], count: int) -> dict[str, list[float]]:
-    """Return how many seconds a step takes by each method and at least, in turns of a step each.
+def step_when_asked(method: str, vocabulary: int) -> None:
+    """Take a method's whole step for each line of standard input; print its seconds and the process's peak memory.
 
-    A turn's steps follow each other within seconds, so what slows the machine slows all of them, and ratios hold.
+    `BOUND` is a step that does nothing but what all have to.
     """
-    data = parts.RandomRows(vocabulary)
-    parts_of_bound = bound_parts(vocabulary)
-    works: dict[str, Callable[[], object]] = {BOUND: lambda: [work() for work in parts_of_bound.values()]}
-    for method in methods:
+    if method == BOUND:
+        works = bound_parts(vocabulary).values()
+        step: Callable[[], object] = lambda: [work() for work in works]  # noqa: E731
+    else:
         teacher, student = parts.teacher_and_student(vocabulary)
+        data = parts.RandomRows(vocabulary)
         loop, objective = parts.methods()[method](student, teacher, data)
-        works[method] = loop(objective, student, data)
-    found: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(-WARM_UP, count):
-        names = list(works)
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            seconds = _timed(works[name])
-            if turn >= 0:
-                found[name].append(seconds)
-    return found
-
-
-def peak(method: str, vocabulary: int) -> dict[str, Any]:
-    """Return the peak memory of a process that takes a method's whole steps."""
-    teacher, student = parts.teacher_and_student(vocabulary)
-    data = parts.RandomRows(vocabulary)
-    loop, objective = parts.methods()[method](student, teacher, data)
-    if method.endswith("cached"):
-        del teacher
-    step = loop(objective, student, data)
-    for _ in range(WARM_UP + 1):
-        step()
-    return {"peak_bytes": _status("VmHWM")}
+        if method.endswith("cached"):
+            del teacher
+        step = loop(objective, student, data)
+    for _ in sys.stdin:
+        seconds = _timed(step)
+        print(json.dumps({"seconds": seconds, "peak_bytes": _status("VmHWM")}), flush=True)
 
 
 def loss_memory(method: str, vocabulary: int) -> dict[str, Any]:
