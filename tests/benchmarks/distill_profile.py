@@ -27,6 +27,7 @@ VOCABULARIES = (8_192, 32_768, 131_072)
 STEPS = 3
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linalg_vecdot"),
+    "compiled rows": ("_FusedLoss",),
     "softmax": ("aten::_softmax", "aten::_softmax_backward_data", "aten::amax", "aten::exp"),
     "casts and copies": ("aten::copy_", "aten::clone", "aten::cat", "aten::index", "aten::nonzero", "aten::index_put_"),
     "optimizer": ("aten::_fused_adamw_",),
