@@ -197,7 +197,8 @@ def count_file(home, slow):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_the_work_and_a_second_run_goes_on_from_it(home, number):
     slow = node("slow", "fake_slow", steps=300)
-    process = start(home)
+    # Tests that `nohup` started would hand on that they ignore hang-ups.
+    process = start(home, prepare=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
     wait_for(count_file(home, slow).exists)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
