@@ -8,8 +8,8 @@ A row is bits, int16 of bf16 logits or int32 of fp32 ones, so that one code read
 largest, so that exponents are small and exact. Sums over a vocabulary are fp32 of a block's and fp64 of all blocks'.
 What is no number stays none: a loss of it must not look finite.
 
-Machine code is kept on disk for as long as this file is as it was, so all that is compiled together stands here, and
-what is defined elsewhere is an argument. Loops over a block's slice by index become vectors; other loops do not.
+Machine code is kept on disk for as long as this file is as it was: numba looks at no other. So all that is compiled
+together stands here, long as it is, and what is defined elsewhere is an argument. Loops over a block's slice by index become vectors; other loops do not.
 
 Shapes: g tokens of a group, V vocabulary, C blocks of it, b ids of one, M likely ids, K ids of a sparse target,
 D hidden size.
