@@ -9,7 +9,8 @@ largest, so that exponents are small and exact. Sums over a vocabulary are fp32 
 What is no number stays none: a loss of it must not look finite.
 
 Machine code is kept on disk for as long as this file is as it was: numba looks at no other. So all that is compiled
-together stands here, long as it is, and what is defined elsewhere is an argument. Loops over a block's slice by index become vectors; other loops do not.
+together stands here, long as it is, and what is defined elsewhere is an argument. Loops over a block's slice by index
+become vectors; other loops do not.
 
 Shapes: g tokens of a group, V vocabulary, C blocks of it, b ids of one, M likely ids, K ids of a sparse target,
 D hidden size.
