@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "compress"
 
-FOUNDATION = {"records", "errors", "plugins", "quantities", "digests", "environment"}
+FOUNDATION = {"records", "errors", "plugins", "quantities", "digests", "environment", "machine"}
 MAY_IMPORT = {
     "pipeline": FOUNDATION,
     "engine": FOUNDATION | {"pipeline"},
