@@ -16,6 +16,9 @@ from compress.train.launch import Launch, rehearsed_launch
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
+HIGHEST_BETA_OF_BF16 = 0.98
+"""Above it, moments in bf16 stand still (`compress.train.moments_bf16`)."""
+
 
 class Lora(StepConfig):
     """Low-rank adapters (LoRA): the few weights that are trained instead of all."""
@@ -55,6 +58,10 @@ class TrainingSettings(StepConfig):
     """Decoupled decay (AdamW), on matrices only: norms and biases keep their scale."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """How slowly AdamW forgets the gradient's mean and square, each below 1."""
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_bf16"] = "adamw"
+    """AdamW, and what its two moments are kept in: fp32, 8 bytes a trained weight; ``adamw_8bit`` 2 bytes (bitsandbytes,
+    those of embeddings in fp32), for one process; ``adamw_bf16`` 4 bytes, also with `launch`. What is learned is nearly
+    the same; only `betas` near 1 are more than bf16 can follow."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients longer than this are shortened to it."""
     batch_tokens: Count | None = None
@@ -109,6 +116,20 @@ class TrainingSettings(StepConfig):
             raise ValueError(
                 f"'batch_tokens' ({self.batch_tokens:,}) is more than 'tokens' ({self.tokens:,}): a single step would "
                 "train on more than asked for; make it smaller, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _moments_can_be_kept_so(self) -> Self:
+        if self.optimizer == "adamw_8bit" and self.launch is not None:
+            raise ValueError(
+                "`optimizer: adamw_8bit` is for one process: bitsandbytes cannot update weights that are shared out among "
+                "several. With `launch` write `optimizer: adamw_bf16`, or adamw"
+            )
+        if self.optimizer == "adamw_bf16" and max(self.betas) > HIGHEST_BETA_OF_BF16:
+            raise ValueError(
+                f"`optimizer: adamw_bf16` cannot follow betas above {HIGHEST_BETA_OF_BF16}, found {list(self.betas)}: what a "
+                "step adds would be rounded away. Lower them, or write `optimizer: adamw_8bit` or adamw"
             )
         return self
 

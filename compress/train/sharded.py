@@ -173,11 +173,12 @@ def _room(training: Training, rest: State) -> dict[str, Any]:
     """Return tensors such as were written, for what they were to be read into."""
     weights = training.weights()
     best = {name: torch.zeros_like(value, device="cpu") for name, value in weights.items()}
+    kept_in = getattr(training.optimizer, "moment_dtype", None)
     moments = {
         name: {
             "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
+            "exp_avg": torch.zeros_like(parameter, dtype=kept_in),
+            "exp_avg_sq": torch.zeros_like(parameter, dtype=kept_in),
         }
         for name, parameter in _learning(training)
     }
