@@ -120,6 +120,19 @@ class Planned:
     """The inputs that are data on which the pipeline measures."""
 
 
+class PlannedInputs(dict[str, ModelSpec]):
+    """What `estimate` is told of a step's inputs: the specs of those that are models, and how long data's rows are."""
+
+    def __init__(self, specs: Mapping[str, ModelSpec], row_lengths: Mapping[str, int]) -> None:
+        super().__init__(specs)
+        self.row_lengths = row_lengths
+
+
+def row_length(inputs: Mapping[str, ModelSpec], name: str = "data", usual: int = 2_048) -> int:
+    """Return how many tokens a row of an input has, where the plan knows, else what is usual."""
+    return inputs.row_lengths.get(name, usual) if isinstance(inputs, PlannedInputs) else usual
+
+
 def prepared(module: Any, config: StepConfig) -> dict[str, Prepared]:
     """Return what a module wants done before it, by the name its `run` finds it under; most want nothing."""
     asked: dict[str, Prepared] = module.prepare(config) if hasattr(module, "prepare") else {}

@@ -92,6 +92,13 @@ class Outcome(Record):
     facts: dict[str, JsonValue] = Field(default_factory=dict)
 
 
+class MemoryItem(Record):
+    """One line of an account of memory."""
+
+    name: str
+    num_bytes: int
+
+
 class Work(Record):
     """An estimate of what a step takes, made before it runs."""
 
@@ -101,6 +108,12 @@ class Work(Record):
     disk_bytes: int = 0
     devices: int = 1
     """How many share `flops` evenly: cards, or without them machines."""
+    memory: tuple[MemoryItem, ...] = ()
+    """What `peak_memory_bytes` is the sum of, where that was accounted for."""
+    host_memory_bytes: int = 0
+    """What a machine with cards holds beside them; 0 where that is not known, or there are no cards."""
+    remedies: tuple[str, ...] = ()
+    """What would take less memory, and how much less, what costs least first."""
 
 
 class Measurement(Record):

@@ -17,10 +17,11 @@ from compress.distill import cache_teacher
 from compress.distill.cache_teacher import CacheSettings
 from compress.distill.divergences import chosen, named
 from compress.distill.worth import cache_advice, own_teacher_advice
-from compress.plugins import Context, ModelRef, Planned, Prepared
-from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
+from compress.plugins import Context, ModelRef, Planned, Prepared, row_length
+from compress.records import Artifact, JsonValue, MemoryItem, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
 from compress.train.cost import PROCESS_BYTES, training_work
+from compress.train.memory_account import Teaching, total
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
 VERSION = 3
@@ -136,13 +137,26 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what the training takes, the teacher's forward passes included unless they are cached."""
-    teacher = inputs.get("teacher")
-    if config.cache_teacher is None or teacher is None:
-        return training_work(spec, config, teacher)
-    work = training_work(spec, config)
+    teacher, length = inputs.get("teacher"), row_length(inputs)
+    if teacher is None:
+        return training_work(spec, config, sequence_length=length)
+    if config.cache_teacher is None:
+        return training_work(spec, config, taught_by(teacher, config), length)
+    work = training_work(spec, config, sequence_length=length)
     # Weights and two gradients of the student, while both ways of learning are compared.
-    compared = PROCESS_BYTES + 12 * spec.num_parameters + teacher.weight_bytes
-    return work.model_copy(update={"peak_memory_bytes": max(work.peak_memory_bytes, compared)})
+    compared = (
+        MemoryItem(name="student's weights and two gradients (fp32)", num_bytes=12 * spec.num_parameters),
+        MemoryItem(name="teacher's weights", num_bytes=teacher.weight_bytes),
+        MemoryItem(name="process", num_bytes=PROCESS_BYTES),
+    )
+    if (peak := total(compared)) <= work.peak_memory_bytes:
+        return work
+    return work.model_copy(update={"peak_memory_bytes": peak, "memory": compared, "remedies": ()})
+
+
+def taught_by(teacher: ModelSpec, config: Config) -> Teaching:
+    """Return how the settings keep the teacher."""
+    return Teaching(teacher, config.teacher_precision, config.teacher_device)
 
 
 def advise(steps: Sequence[Planned]) -> list[str]:

@@ -268,7 +268,13 @@ class Builder:
         before = self.nodes[parent].spec if parent else None
         specs = {field: spec for field, node in inputs.items() if (spec := self.nodes[node].spec)}
         spec = module.predict(before, config) if hasattr(module, "predict") else None
-        return spec, module.estimate(before, config, specs) if hasattr(module, "estimate") else Work()
+        lengths = {
+            field: length
+            for field, node in inputs.items()
+            if (length := getattr(self.nodes[node].config, "sequence_length", None))
+        }
+        given = plugins.PlannedInputs(specs, lengths)
+        return spec, module.estimate(before, config, given) if hasattr(module, "estimate") else Work()
 
     def _is_about(self, module: Any, config: StepConfig, parent: str | None) -> bool:
         """Return whether the predicted spec is a guess: the shape is measured, here or where it comes from."""

@@ -1,64 +1,185 @@
-"""What training takes, from the settings and shapes alone."""
+"""What training takes, from the settings and shapes alone, on the machine that it is planned for."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 
-from compress.environment import device_class
-from compress.records import JsonValue, ModelSpec, TensorSpec, Work
+from compress.machine import planned_machine
+from compress.records import JsonValue, MemoryItem, ModelSpec, Work
+from compress.train.activations import activations
 from compress.train.launch import Launch
-from compress.train.settings import TrainingSettings
+from compress.train.memory_account import (
+    CPU_PROCESS,
+    WEIGHT_BYTES,
+    Conditions,
+    Teaching,
+    account,
+    moment_bytes,
+    teacher_bytes,
+    total,
+)
+from compress.train.schedule import Schedule
+from compress.train.settings import Lora, TrainingSettings
 
-WEIGHT_BYTES = 4
-"""A parameter, trained or not: the student is fp32."""
-LEARNING_BYTES = 12
-"""What a trained parameter has besides: gradient and AdamW's two moments, in fp32."""
-CHECKPOINT_BYTES = 12
-"""A trained parameter in a checkpoint. For a moment there are two: the next is written before the last is dropped."""
-PROCESS_BYTES = 500 * 2**20
-"""Python with torch and transformers, before any model."""
+PROCESS_BYTES = CPU_PROCESS
+USUAL_LENGTH = 2_048
+"""Of a row, where the data's is not known."""
 SMALL_MICRO_BATCH = 2_048
+"""Tokens at once where the settings leave that open: a GPU tries more, and takes them where there is room."""
+SPARE = 0.08
+"""Of a card's memory: what an account must leave for activations to be kept."""
 
 
-def training_work(spec: ModelSpec, settings: TrainingSettings, teacher: ModelSpec | None = None) -> Work:
+def training_work(
+    spec: ModelSpec,
+    settings: TrainingSettings,
+    teaching: Teaching | None = None,
+    sequence_length: int = USUAL_LENGTH,
+) -> Work:
     """Return about what training a model takes, with a teacher beside it or without.
 
-    FLOPs are 2 per parameter and token forward, 4 backward (Kaplan et al. 2020, §2.1). Memory is for a small
-    micro-batch: the loop takes a larger one where there is room. Launched on cards, it is that of each card, and the
-    cards share the work. Without cards it is that of each machine, and only machines share: one process has all cores.
+    FLOPs are 2 per parameter and token forward, 4 backward (Kaplan et al. 2020, §2.1). Memory is the least that
+    training gets along with: a larger micro-batch is taken where there is room. Launched on cards, it is that of each
+    card, and the cards share the work. Without cards it is that of each machine, and only machines share: one process
+    has all cores.
     """
     flops = 6.0 * spec.num_parameters * settings.tokens
+    if teaching:
+        flops += 2.0 * teaching.spec.num_parameters * settings.tokens
+    items = least_memory(spec, settings, teaching, sequence_length)
     trained = num_trained(spec, settings)
-    held = WEIGHT_BYTES * spec.num_parameters + LEARNING_BYTES * trained
-    each = PROCESS_BYTES + SMALL_MICRO_BATCH * activation_bytes_per_token(spec.config)
-    if teacher:
-        flops += 2.0 * teacher.num_parameters * settings.tokens
-        held += teacher.weight_bytes
-    if settings.launch is not None:
-        each += gathered_bytes(spec, teacher)
-    processes, devices = team(settings.launch or Launch())
-    memory = processes * each + held // devices
-    disk = spec.weight_bytes + 2 * CHECKPOINT_BYTES * trained
-    return Work(flops=flops, peak_memory_bytes=int(memory), disk_bytes=disk, devices=devices)
+    checkpoint = WEIGHT_BYTES * trained + moment_bytes(spec, settings, trained)
+    return Work(
+        flops=flops,
+        peak_memory_bytes=total(items),
+        disk_bytes=spec.weight_bytes + 2 * checkpoint,  # the next is written before the last is dropped
+        devices=team(settings.launch or Launch())[1],
+        memory=items,
+        host_memory_bytes=0 if _on_processor() else _beside_cards(spec, teaching),
+        remedies=tuple(remedies(spec, settings, teaching, sequence_length)),
+    )
+
+
+def training_memory(
+    spec: ModelSpec,
+    settings: TrainingSettings,
+    teaching: Teaching | None,
+    sequence_length: int,
+    micro_batch: int,
+    recompute: bool,
+) -> tuple[MemoryItem, ...]:
+    """Return what each device holds at the peak of a step, for so many rows at once; without cards, each machine."""
+    launch = settings.launch or Launch()
+    conditions = Conditions(
+        sequence_length=sequence_length,
+        micro_batch=micro_batch,
+        recompute=recompute,
+        in_bf16=settings.precision == "bf16" or (settings.precision == "auto" and not _on_processor()),
+        on_processor=_on_processor(),
+        devices=launch.processes * launch.nodes,
+    )
+    items = account(spec, settings, num_trained(spec, settings), teaching, conditions)
+    sharing = team(launch)[0]
+    return tuple(item.model_copy(update={"num_bytes": sharing * item.num_bytes}) for item in items)
+
+
+def least_memory(
+    spec: ModelSpec, settings: TrainingSettings, teaching: Teaching | None, sequence_length: int
+) -> tuple[MemoryItem, ...]:
+    """Return the account of a small micro-batch, or that of the settings."""
+    micro_batch = small_micro_batch(settings, sequence_length)
+    recompute = recomputes(spec, settings, teaching, sequence_length, micro_batch)
+    return training_memory(spec, settings, teaching, sequence_length, micro_batch, recompute)
+
+
+def recomputes(
+    spec: ModelSpec,
+    settings: TrainingSettings,
+    teaching: Teaching | None,
+    sequence_length: int,
+    micro_batch: int,
+) -> bool:
+    """Return whether activations are computed again: as asked, or where a card has no room to keep them."""
+    if settings.checkpoint_activations != "auto":
+        return settings.checkpoint_activations
+    items = training_memory(spec, settings, teaching, sequence_length, micro_batch, recompute=False)
+    return not leaves_room(items)
+
+
+def leaves_room(items: tuple[MemoryItem, ...], spare: float = SPARE) -> bool:
+    """Return whether an account leaves a share of a planned card's memory free; true where there is no card."""
+    card = planned_machine().card
+    return card is None or total(items) <= (1 - spare) * card.memory_bytes
+
+
+def small_micro_batch(settings: TrainingSettings, sequence_length: int) -> int:
+    """Return how many rows at once are planned for, at most a batch."""
+    batch = Schedule.of(settings, sequence_length).batch_sequences
+    return min(settings.micro_batch or max(1, SMALL_MICRO_BATCH // sequence_length), batch)
+
+
+def remedies(
+    spec: ModelSpec, settings: TrainingSettings, teaching: Teaching | None, sequence_length: int
+) -> Iterator[str]:
+    """Yield the settings that would take at least a hundredth less memory, and how much less, each by itself."""
+    now = total(least_memory(spec, settings, teaching, sequence_length))
+    for said, changed, taught in _changes(settings, teaching):
+        saved = now - total(least_memory(spec, changed, taught, sequence_length))
+        if saved > 0.01 * now:
+            yield f"`{said}` (saves {saved / 1e9:.1f} GB)"
+
+
+def _changes(
+    settings: TrainingSettings, teaching: Teaching | None
+) -> Iterator[tuple[str, TrainingSettings, Teaching | None]]:
+    """Yield what could be set otherwise, what costs least first."""
+    launch = settings.launch
+    if settings.checkpoint_activations is False:
+        yield (
+            "checkpoint_activations: true",
+            settings.model_copy(update={"checkpoint_activations": True}),
+            teaching,
+        )
+    if settings.micro_batch not in (None, 1):
+        yield "micro_batch: 1", settings.model_copy(update={"micro_batch": 1}), teaching
+    if settings.optimizer == "adamw":
+        smaller = "adamw_8bit" if launch is None else "adamw_bf16"
+        yield f"optimizer: {smaller}", settings.model_copy(update={"optimizer": smaller}), teaching
+    if teaching is not None and teaching.is_beside:
+        if teaching.precision != "nf4":
+            yield "teacher_precision: nf4", settings, _kept(teaching, precision="nf4")
+        if launch is None:
+            yield "teacher_device: cpu", settings, _kept(teaching, device="cpu")
+    if launch is not None:
+        more = launch.model_copy(update={"processes": 2 * launch.processes})
+        yield (
+            f"launch: {{processes: {more.processes}}}",
+            settings.model_copy(update={"launch": more}),
+            teaching,
+        )
+    elif not _on_processor() and settings.optimizer != "adamw_8bit":
+        yield "launch: {processes: 2}", settings.model_copy(update={"launch": Launch(processes=2)}), teaching
+    if settings.lora is None:
+        yield "lora: {}", settings.model_copy(update={"lora": Lora()}), teaching
+
+
+def _kept(teaching: Teaching, **changes: str) -> Teaching:
+    return Teaching(**{**vars(teaching), **changes})
+
+
+def _beside_cards(spec: ModelSpec, teaching: Teaching | None) -> int:
+    """Return what the leader's process holds: both models, as they are opened; a teacher on a processor stays there."""
+    opened = 0 if teaching is None or teaching.precision in ("nf4", "int8") else teacher_bytes(teaching, True)
+    return PROCESS_BYTES + WEIGHT_BYTES * spec.num_parameters + opened
 
 
 def team(launch: Launch) -> tuple[int, int]:
     """Return how many processes share a device's memory, and how many devices there are: cards, or machines."""
-    if device_class() == "cpu":
+    if _on_processor():
         return launch.processes, launch.nodes
     return 1, launch.processes * launch.nodes
 
 
-def gathered_bytes(spec: ModelSpec, teacher: ModelSpec | None) -> int:
-    """Return about what each process of a team holds whole: what lies outside the layers (embeddings, head).
-
-    The student's has gathered weights and gradients, in fp32; the teacher's is as stored, and never sharded.
-    """
-    student = sum(2 * WEIGHT_BYTES * tensor.num_elements for tensor in _outside_layers(spec))
-    return student + (sum(tensor.num_bytes for tensor in _outside_layers(teacher)) if teacher else 0)
-
-
-def _outside_layers(spec: ModelSpec) -> list[TensorSpec]:
-    return [tensor for name, tensor in spec.tensors.items() if not re.search(r"\.\d+\.", name)]
+def _on_processor() -> bool:
+    return planned_machine().card is None
 
 
 def num_trained(spec: ModelSpec, settings: TrainingSettings) -> int:
@@ -76,13 +197,7 @@ def num_trained(spec: ModelSpec, settings: TrainingSettings) -> int:
     return settings.lora.rank * sum(rows + columns for rows, columns in matrices)
 
 
-def activation_bytes_per_token(config: Mapping[str, JsonValue]) -> int:
-    """Return about how much a decoder keeps per token between forward and backward, in mixed precision.
-
-    A layer keeps its residual stream and norms (about 10 copies of the hidden state in fp32 and as many in
-    bf16) and its gated MLP's inner states (about 5 copies in bf16).
-    """
-    hidden = int(config.get("hidden_size") or config.get("n_embd") or 0)
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
-    inner = int(config.get("intermediate_size") or 4 * hidden)
-    return layers * (60 * hidden + 10 * inner)
+def activation_bytes_per_token(config: dict[str, JsonValue]) -> int:
+    """Return how much a decoder keeps per token between forward and backward, in mixed precision."""
+    kept = activations(config, in_bf16=True)
+    return kept.layers + kept.outside

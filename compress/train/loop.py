@@ -51,7 +51,7 @@ def fit(
     def on_gpu(numerics: Numerics) -> Numerics:
         with applied(numerics):
             _place(objective, numerics)
-            fits = tried_on(objective, student.train(), read, numerics)
+            fits = tried_on(objective, student.train(), read, numerics, settings.optimizer)
             return fitted(numerics, settings, schedule, fits, bool(student.supports_gradient_checkpointing))
 
     team = Team.current()

@@ -1,13 +1,17 @@
 """How a training fits into the memory there is: sizes tried before the first step, smaller ones when it runs out."""
 
+import errno
+import re
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
-from compress.errors import InputError
+from compress.errors import CompressError, DoesNotFit, InputError
+from compress.train.memory_account import MOMENT_BYTES
 from compress.train.numerics import Numerics
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
@@ -21,29 +25,46 @@ FEW_TOKENS = 2_048
 """Where not even these fit, activations are recomputed: smaller products would leave a GPU idle for longer."""
 SHARE = 0.9
 """Of a GPU's memory; the rest is lost between blocks, and documents differ."""
-MOMENT_BYTES = 8
-"""A trained parameter's AdamW moments, which are not there yet when sizes are tried."""
-CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
+SAID_WHEN_FULL = re.compile(
+    r"out of memory"  # CUDA, its driver, cuBLAS, NCCL, Triton, bitsandbytes
+    r"|OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+    r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED"
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
+    r"|std::bad_alloc|Cannot allocate memory|Failed to allocate memory",  # C++, the kernel, ONNX Runtime
+    re.IGNORECASE,
+)
 
 
 def fitted(
     numerics: Numerics, settings: TrainingSettings, schedule: Schedule, fits: Fits, can_recompute: bool = True
 ) -> Numerics:
-    """Return the numerics with the largest micro-batch that fits, and with recomputing where little would."""
+    """Return the numerics with the largest micro-batch that fits, and with recomputing where little would.
+
+    Raises `DoesNotFit` where not even one sequence does, with recomputed activations unless they are to be kept.
+    """
+    fits = cache(fits)
     length = schedule.sequence_length
     recompute = settings.checkpoint_activations
     if recompute == "auto":
         recompute = can_recompute and not fits(
             settings.micro_batch or _within(FEW_TOKENS, length, schedule), False
         )
-    most = _within(MOST_TOKENS, length, schedule)
-    micro_batch = settings.micro_batch or largest(lambda size: fits(size, recompute), most)
-    micro_batch = min(micro_batch, schedule.batch_sequences)
+    most = min(settings.micro_batch or _within(MOST_TOKENS, length, schedule), schedule.batch_sequences)
+    # A size that is asked for is taken where the smallest fits: it gives way when memory runs out.
+    num_fitting = largest(lambda size: fits(size, recompute), 1 if settings.micro_batch else most)
+    if num_fitting == 0:
+        raise DoesNotFit(
+            f"not even one sequence of {length:,} tokens fits beside weights, gradients and optimizer"
+            + (", with recomputed activations" if recompute else "")
+        )
+    micro_batch = most if settings.micro_batch else num_fitting
     return numerics.model_copy(update={"micro_batch": micro_batch, "checkpoint_activations": recompute})
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest of 1, 2, 4, … and `most` that fits, trying from below; 1 where none does."""
+    """Return the largest of 1, 2, 4, … and `most` that fits, trying from below; 0 where none does."""
+    if not fits(1):
+        return 0
     size = 1
     while size < most and fits(larger := min(2 * size, most)):
         size = larger
@@ -51,13 +72,17 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 
 
 def tried_on(
-    objective: nn.Module, student: PreTrainedModel, read: Callable[[int], Batch], numerics: Numerics
+    objective: nn.Module,
+    student: PreTrainedModel,
+    read: Callable[[int], Batch],
+    numerics: Numerics,
+    optimizer: str = "adamw",
 ) -> Fits:
     """Return a trial of a size on the GPU that objective and student are on.
 
     `read` gives as many rows as training reads them: an objective may know nothing of others, or of other marks.
     """
-    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    moments = moment_bytes(student, optimizer)
     available = SHARE * (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved())
 
     def fits(size: int, recompute: bool) -> bool:
@@ -71,13 +96,23 @@ def tried_on(
                         loss, _ = objective(batch.to(numerics.device))
                     loss.backward()
                     del loss
-        except torch.cuda.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         finally:
             student.zero_grad(set_to_none=True)
-        return bool(torch.cuda.max_memory_allocated() + MOMENT_BYTES * trained <= available)
+        return bool(torch.cuda.max_memory_allocated() + moments <= available)
 
     return fits
+
+
+def moment_bytes(student: nn.Module, optimizer: str) -> int:
+    """Return what an optimizer will keep of a model's trained parameters: it is not there yet when sizes are tried."""
+    looked_up = {id(m.weight) for m in student.modules() if isinstance(m, nn.Embedding)}
+    apart = looked_up if optimizer == "adamw_8bit" else set()
+    each = {True: MOMENT_BYTES["adamw"], False: MOMENT_BYTES[optimizer]}
+    return round(sum(each[id(p) in apart] * p.numel() for p in student.parameters() if p.requires_grad))
 
 
 def recompute_activations(student: PreTrainedModel, recompute: bool) -> None:
@@ -99,8 +134,19 @@ def recompute_activations(student: PreTrainedModel, recompute: bool) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was too small, on a GPU or on a processor."""
-    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or CPU_FULL in str(error)
+    """Whether memory was too small, on a GPU or on a processor, in whatever words of the library that asked for it.
+
+    What only speaks of memory, such as a wrong value or our own report of an earlier failure, is not such an error.
+    """
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, CompressError | ValueError | TypeError | LookupError):
+        return False
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    if SAID_WHEN_FULL.search(str(error)):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def giving_way(numerics: Numerics, settings: TrainingSettings, can_recompute: bool) -> Numerics | None:

@@ -9,8 +9,9 @@ from torch import Tensor
 def take_up(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Make an optimizer what `torch.optim.Optimizer.state_dict` returned, every tensor in the dtype it was kept in.
 
-    torch's own loading converts moments to the parameters' dtype: rounded ones would grow to fp32, and 8-bit codes would
-    no longer be codes. What the optimizer had is dropped first, so that no two sets of moments are there at once.
+    torch's own loading converts moments to the parameters' dtype: rounded ones would grow to fp32, and 8-bit codes
+    would no longer be codes. What the optimizer had is dropped first, so that no two sets of moments are there at
+    once.
     """
     optimizer.state.clear()
     for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):

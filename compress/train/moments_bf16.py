@@ -1,8 +1,9 @@
 """AdamW whose two moments are kept in bf16: half of their memory.
 
-Each step computes in fp32 and rounds what it keeps. A moment moves by ``1 − β`` of its distance to the new value; below
-half a bf16 step (2⁻⁹ to 2⁻⁸ of it) it would not move at all. With β at most 0.98 (the settings refuse more) that leaves the mean square
-within a fifth of where it would be, and what it divides by within a tenth; at 0.999 it would never fall.
+Each step computes in fp32 and rounds what it keeps. A moment moves by ``1 − β`` of its distance to the new value;
+below half a bf16 step (2⁻⁹ to 2⁻⁸ of it) it would not move at all. With β at most 0.98 (the settings refuse more) that
+leaves the mean square within a fifth of where it would be, and what it divides by within a tenth; at 0.999 it would
+never fall.
 """
 
 from collections.abc import Callable, Iterable
@@ -54,6 +55,7 @@ class AdamWBf16(torch.optim.Optimizer):
         state["step"] = (
             state["step"].cpu() + 1
         )  # on a GPU, where checkpoints are read to, reading it is waiting
+        assert parameter.grad is not None
         tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
         flat = [_own(tensor).view(-1) for tensor in tensors]
         for chunk in zip(*(torch.split(tensor, CHUNK) for tensor in flat), strict=True):

@@ -59,9 +59,9 @@ class TrainingSettings(StepConfig):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     """How slowly AdamW forgets the gradient's mean and square, each below 1."""
     optimizer: Literal["adamw", "adamw_8bit", "adamw_bf16"] = "adamw"
-    """AdamW, and what its two moments are kept in: fp32, 8 bytes a trained weight; ``adamw_8bit`` 2 bytes (bitsandbytes,
-    those of embeddings in fp32), for one process; ``adamw_bf16`` 4 bytes, also with `launch`. What is learned is nearly
-    the same; only `betas` near 1 are more than bf16 can follow."""
+    """AdamW, and what its two moments are kept in: fp32, 8 bytes a trained weight; ``adamw_8bit`` 2 bytes
+    (bitsandbytes, those of embeddings in fp32), for one process; ``adamw_bf16`` 4 bytes, also with `launch`. What is
+    learned is nearly the same; only `betas` above 0.98 are more than bf16 can follow."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients longer than this are shortened to it."""
     batch_tokens: Count | None = None
@@ -123,13 +123,14 @@ class TrainingSettings(StepConfig):
     def _moments_can_be_kept_so(self) -> Self:
         if self.optimizer == "adamw_8bit" and self.launch is not None:
             raise ValueError(
-                "`optimizer: adamw_8bit` is for one process: bitsandbytes cannot update weights that are shared out among "
-                "several. With `launch` write `optimizer: adamw_bf16`, or adamw"
+                "`optimizer: adamw_8bit` is for one process: bitsandbytes cannot update weights that are shared out "
+                "among several. With `launch` write `optimizer: adamw_bf16`, or adamw"
             )
         if self.optimizer == "adamw_bf16" and max(self.betas) > HIGHEST_BETA_OF_BF16:
             raise ValueError(
-                f"`optimizer: adamw_bf16` cannot follow betas above {HIGHEST_BETA_OF_BF16}, found {list(self.betas)}: what a "
-                "step adds would be rounded away. Lower them, or write `optimizer: adamw_8bit` or adamw"
+                f"`optimizer: adamw_bf16` cannot follow betas above {HIGHEST_BETA_OF_BF16}, found "
+                f"{list(self.betas)}: what a step adds would be rounded away. Lower them, or write "
+                "`optimizer: adamw_8bit` or adamw"
             )
         return self
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from compress.plugins import Context, Planned
+from compress.plugins import Context, Planned, row_length
 from compress.records import Artifact, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
 from compress.train.cost import training_work
@@ -24,7 +24,7 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what the training takes."""
-    return training_work(spec, config)
+    return training_work(spec, config, sequence_length=row_length(inputs))
 
 
 def advise(steps: Sequence[Planned]) -> list[str]:

@@ -1,16 +1,20 @@
 """What fits, what gives way when it does not, and that recomputing changes nothing."""
 
+import errno
+
 import pytest
 import torch
 
-from compress.errors import InputError, StepFailed
+from compress.errors import DoesNotFit, InputError, StepFailed
 from compress.train import checkpoint, memory, step
 from compress.train.memory import fitted, is_out_of_memory, largest
 from compress.train.numerics import Numerics
 from compress.train.objective import NextToken
+from compress.train.optimizer import adamw
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
-from tests.train.inputs import context, parent, payload
+from tests.models.tiny import tiny_model
+from tests.train.inputs import SMALL, context, parent, payload
 from tests.train.test_loop import train
 from tests.train.test_resume import CONFIG, DiesAt, Killed
 
@@ -46,6 +50,110 @@ def test_the_largest_size_that_fits_is_found_from_below(limit):
 
     assert largest(fits, most=24) == {1: 1, 2: 2, 3: 2, 5: 4, 24: 24, 100: 24}[limit]
     assert all(size <= 2 * limit for size in tried) and max(tried) <= 24
+
+
+def test_where_nothing_fits_none_is_found():
+    assert largest(lambda size: False, most=24) == 0
+
+
+@pytest.mark.parametrize("asked", ["auto", True, False])
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_what_cannot_fit_at_all_is_refused_before_the_first_step(asked, micro_batch):
+    settings = TrainingSettings(
+        tokens=512 * 64, batch_tokens=512 * 64, checkpoint_activations=asked, micro_batch=micro_batch
+    )
+    with pytest.raises(DoesNotFit, match="not even one sequence of 512 tokens"):
+        fitted(NUMERICS, settings, schedule(), lambda *_: False)
+
+
+def test_a_size_that_is_asked_for_may_give_way_later():
+    settings = TrainingSettings(tokens=512 * 64, batch_tokens=512 * 64, micro_batch=4)
+    found = fitted(NUMERICS, settings, schedule(), lambda size, recompute: size == 1)
+    assert (found.micro_batch, found.checkpoint_activations) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected"), [("adamw", 8.0), ("adamw_8bit", 4.0), ("adamw_bf16", 4.0)]
+)
+def test_a_trial_leaves_room_for_the_optimizers_own_moments(optimizer, expected):
+    student = tiny_model("llama", **SMALL)
+    moved = adamw(student, TrainingSettings(tokens=1, optimizer=optimizer))
+    for parameter in student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    moved.step()
+    tensors = [value for state in moved.state.values() for value in state.values() if torch.is_tensor(value)]
+    found = sum(value.nbytes for value in tensors if value.numel() > 1)
+    if optimizer == "adamw_8bit":  # all of so small a model's matrices are kept in fp32
+        assert memory.moment_bytes(student, optimizer) < found
+    else:
+        assert memory.moment_bytes(student, optimizer) == found == expected * student.num_parameters()
+
+
+SAID = {
+    "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "torch": torch.OutOfMemoryError("anything"),
+    "cuda as a runtime error": RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+    "cuda asynchronous": RuntimeError(
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously"
+    ),
+    "driver": RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"),
+    "runtime": RuntimeError("cudaErrorMemoryAllocation: out of memory"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cudnn": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cusolver": RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling"),
+    "nccl": RuntimeError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
+    "triton": RuntimeError("Triton Error [CUDA]: out of memory"),
+    "bitsandbytes": RuntimeError("Error out of memory at line 449 in file /src/csrc/ops.cu"),
+    "onnxruntime": RuntimeError(
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bfc_arena.cc: Failed to allocate memory for requested buffer"
+    ),
+    "python": MemoryError(),
+    "numpy": MemoryError("Unable to allocate 8.00 GiB for an array"),
+    "processor": RuntimeError(CPU_MESSAGE),
+    "processor elsewhere": RuntimeError(
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"
+    ),
+    "c++": RuntimeError("std::bad_alloc"),
+    "kernel": OSError(errno.ENOMEM, "Cannot allocate memory"),
+    "mmap": RuntimeError("unable to mmap 512 bytes from file: Cannot allocate memory (12)"),
+}
+
+
+@pytest.mark.parametrize("error", SAID.values(), ids=SAID)
+def test_every_kind_of_too_little_memory_is_recognized(error):
+    assert is_out_of_memory(error)
+
+
+def test_what_too_little_memory_has_caused_is_recognized():
+    try:
+        try:
+            raise RuntimeError("CUDA out of memory")
+        except RuntimeError as cause:
+            raise RuntimeError("a worker has failed") from cause
+    except RuntimeError as error:
+        assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes differ"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("out of resource: shared memory, Required: 264192, Hardware limit: 232448"),
+        RuntimeError("unsupported memory format option Preserve"),
+        RuntimeError("Pin memory thread exited unexpectedly"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EACCES, "out of memory", "out of memory.txt"),
+        ValueError("a text about being out of memory"),
+        KeyError("out of memory"),
+        StepFailed("memory is too small for 1 sequences at once (CUDA out of memory)"),
+        DoesNotFit("out of memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_what_only_speaks_of_memory_is_another_error(error):
+    assert not is_out_of_memory(error)
 
 
 def schedule(length: int = 512, batch: int = 64) -> Schedule:

@@ -10,6 +10,7 @@ from compress.models.checkpoint import load_model
 from compress.models.spec import read_spec
 from compress.train import step
 from compress.train.cost import training_work
+from compress.train.memory_account import Teaching
 from tests.models.tiny import TRAINABLE, write_tiny
 from tests.train.inputs import context, countable_ids, parent
 
@@ -49,10 +50,12 @@ def test_the_result_loads_and_scores_better_than_its_parent(tmp_path):
 
 def test_the_estimate_counts_six_operations_a_parameter_and_token_and_two_for_a_teacher(tmp_path):
     spec = parent(tmp_path / "parent").spec
-    alone, taught = training_work(spec, CONFIG), training_work(spec, CONFIG, teacher=spec)
+    alone, taught = training_work(spec, CONFIG), training_work(spec, CONFIG, Teaching(spec))
     assert alone.flops == 6 * spec.num_parameters * CONFIG.tokens
     assert taught.flops == 8 * spec.num_parameters * CONFIG.tokens
-    assert taught.peak_memory_bytes - alone.peak_memory_bytes == spec.weight_bytes
+    teachers = {item.name: item.num_bytes for item in taught.memory if "teacher" in item.name}
+    assert teachers == {"teacher's weights": spec.weight_bytes}
+    assert taught.peak_memory_bytes - alone.peak_memory_bytes > spec.weight_bytes
 
 
 @pytest.mark.parametrize("module", ["compress.train.step", "compress.distill.step"])
