@@ -35,14 +35,15 @@ __all__ = [
 Listener = Callable[[dict[str, Any]], None]
 
 
-def make_plan(pipeline: Pipeline, *, rehearsal: bool = False) -> Plan:
+def make_plan(pipeline: Pipeline, *, rehearsal: bool = False, assume: bool = False) -> Plan:
     """Return everything the pipeline would make: keys, exact sizes, estimates. Reads no weights, runs nothing.
 
+    assume: where the hub cannot be asked, take what is published of the models named; `Plan.assumed` says what.
     Raises `InputError` for what cannot work.
     """
     from compress.pipeline import planner
 
-    return planner.make_plan(pipeline, Store().memo, rehearsal)
+    return planner.make_plan(pipeline, Store().memo, rehearsal, assume)
 
 
 def run(

@@ -31,7 +31,7 @@ class Commands(click.Group):
             _fail(str(error), error.exit_code)
         except OSError as error:
             from compress.engine.room import disk_full, disk_is_full
-            from compress.engine.store import home
+            from compress.environment import home
 
             if not disk_is_full(error) or ctx.params.get("debug"):
                 raise

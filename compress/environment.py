@@ -6,6 +6,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from compress.accelerators import cards_to_compute_on
+
 PACKAGES = (
     "compress",
     "torch",
@@ -54,15 +56,17 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-@cache
+def home() -> Path:
+    """Return the folder everything is kept in: ``$COMPRESS_HOME``, by default ``~/.cache/compress``."""
+    return Path(os.environ.get("COMPRESS_HOME") or "~/.cache/compress").expanduser().absolute()
+
+
 def device_class() -> str:
-    """Return ``cpu``, or the names of the NVIDIA cards, without importing torch."""
-    cards = []
-    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in information.read_text().splitlines():
-            if line.startswith("Model:"):
-                cards.append(line.split(":", 1)[1].strip())
-    return ", ".join(cards) or "cpu"
+    """Return ``cpu``, or the names of the NVIDIA cards that torch will compute on, without importing it.
+
+    What a result's key holds, so a card that the installed torch cannot use, or that is hidden, does not count.
+    """
+    return ", ".join(card.name for card in cards_to_compute_on()) or "cpu"
 
 
 def hardware_fingerprint() -> str:

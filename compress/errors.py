@@ -2,6 +2,7 @@
 
     CompressError
     ├── InputError (2)         the pipeline file or an argument is wrong
+    │   └── HubUnavailable (2) the hub cannot be asked, or gives this to others only
     ├── StepFailed (3)         a step could not do its work
     │   └── StoreCorrupted (3) an artifact's bytes no longer match its manifest
     ├── GateFailed (4)         a quality gate failed; the report is written
@@ -26,6 +27,10 @@ class InputError(CompressError):
     """The pipeline file, a checkpoint or an argument is wrong. Nothing has run."""
 
     exit_code = 2
+
+
+class HubUnavailable(InputError):
+    """What a pipeline names may be on the hub, but cannot be looked up: no network, or no right to it."""
 
 
 class StepFailed(CompressError):

@@ -9,7 +9,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "compress"
 
-FOUNDATION = {"records", "errors", "plugins", "quantities", "digests", "environment", "machine"}
+FOUNDATION = {
+    "records",
+    "errors",
+    "plugins",
+    "quantities",
+    "digests",
+    "environment",
+    "machine",
+    "nvml",
+    "accelerators",
+    "cards",
+}
 MAY_IMPORT = {
     "pipeline": FOUNDATION,
     "engine": FOUNDATION | {"pipeline"},

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from compress.engine.store import home
-from compress.environment import available_memory_bytes, device_class, package_versions, processor
+from compress.environment import available_memory_bytes, device_class, home, package_versions, processor
 
 GIB = 2**30
 NEEDED = ("torch", "transformers", "lm-eval", "bitsandbytes", "compressed-tensors")

@@ -32,6 +32,7 @@ class Execution:
     def __init__(
         self, plan: Plan, draft: RunRecord, folder: Path, store: Store, gates: Gates | None, listen: Listener
     ) -> None:
+        assert not plan.assumed, "a plan that was not looked up is only to look at"
         self.record = draft
         self._plan = plan
         self._folder = folder

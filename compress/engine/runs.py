@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.digests import canonical_digest
-from compress.engine.store import home
+from compress.environment import home
 from compress.errors import InputError, nearest
 from compress.pipeline.plan import Plan
 from compress.records import RunRecord

@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.digests import DigestMemo, file_digest
+from compress.environment import home
 from compress.errors import StoreCorrupted
 from compress.records import Artifact, ModelSpec, Outcome
 
 COMMIT = "COMMIT"
 MANIFEST = "manifest.json"
 CHILDREN = ".children"
-
-
-def home() -> Path:
-    """Return the folder everything is kept in: ``$COMPRESS_HOME``, by default ``~/.cache/compress``."""
-    return Path(os.environ.get("COMPRESS_HOME") or "~/.cache/compress").expanduser().absolute()
 
 
 class Store:

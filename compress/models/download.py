@@ -3,7 +3,10 @@
 The files stay in the hub's own cache; the artifact only points at them (``facts["location"]``).
 """
 
+import json
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -15,6 +18,7 @@ from compress.records import Artifact, ModelSpec, Outcome, Work
 VERSION = 1
 ACCEPTS: tuple[str, ...] = ()
 PRODUCES = "hf"
+PUBLISHED = Path(__file__).with_name("published.json")
 
 
 class Config(StepConfig):
@@ -28,12 +32,40 @@ class Config(StepConfig):
     """The ``config.json`` of that commit."""
 
 
+NOT_LOOKED_UP = "not looked up"
+"""Stands for a commit in a plan that is made without the hub. No revision is called so: such a plan cannot be run."""
+
+
 def resolve(repository: str, revision: str) -> Config:
-    """Ask the hub which commit a revision is. Raises `InputError` when it cannot be asked or does not know."""
+    """Ask the hub which commit a revision is. Raises `HubUnavailable` when it cannot be asked, `InputError` when
+    it does not know.
+    """
     from compress.models.hub import fetch_config
 
     config, commit = fetch_config(repository, revision)
     return Config(id=repository, commit=commit, config=config)
+
+
+def assumed(repository: str, shape: Mapping[str, Any]) -> Config:
+    """Return a checkpoint by its shape alone, to plan with and never to run."""
+    return Config(id=repository, commit=NOT_LOOKED_UP, config=dict(shape))
+
+
+def published(repository: str) -> dict[str, Any] | None:
+    """Return what the model's owner published as its ``config.json``, of those that come with this package."""
+    shape: dict[str, Any] | None = _published().get(repository)
+    return shape
+
+
+def names_published() -> tuple[str, ...]:
+    """Return the models whose shapes come with this package."""
+    return tuple(_published())
+
+
+@cache
+def _published() -> dict[str, Any]:
+    shapes: dict[str, Any] = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    return shapes
 
 
 def predict(spec: ModelSpec | None, config: Config) -> ModelSpec:

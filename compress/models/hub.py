@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compress.errors import InputError
+from compress.errors import HubUnavailable, InputError
 from compress.models.layout import Config
 from compress.models.pruning_map import PRUNING_MAP
 from compress.models.shards import INDEX
@@ -16,14 +16,15 @@ FILES = ("*.safetensors", INDEX, "config.json", "generation_config.json", PRUNIN
 def fetch(id: str, revision: str) -> tuple[Path, str]:
     """Download a model (or find it in the hub's cache); return its folder and the commit it is at.
 
-    Raises `InputError` when the hub cannot be reached or does not give the model.
+    Raises `InputError` when the hub does not have the model, `HubUnavailable` when it cannot be reached or does not
+    give it to this user.
     """
     folder = _snapshot(id, revision, FILES)
     return folder, folder.name
 
 
 def fetch_config(id: str, revision: str) -> tuple[Config, str]:
-    """Download only ``config.json``; return it and the commit it is at. Raises `InputError`."""
+    """Download only ``config.json``; return it and the commit it is at. Raises as `fetch` does."""
     folder = _snapshot(id, revision, ("config.json",))
     return read_config(folder), folder.name
 
@@ -44,7 +45,7 @@ def _explained(id: str, revision: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        raise InputError(
+        raise HubUnavailable(
             f"'{id}' is gated: accept its terms on https://huggingface.co/{id} and set HF_TOKEN, {local}"
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -54,4 +55,6 @@ def _explained(id: str, revision: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise InputError(f"'{id}' is neither a folder nor a hub name like 'owner/model'") from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError) as error:
-        raise InputError(f"'{id}' is not cached and the hub cannot be reached: go online, {local}") from error
+        raise HubUnavailable(
+            f"'{id}' is not cached and the hub cannot be reached: go online, {local}"
+        ) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress import plugins
 from compress.digests import folder_digest
-from compress.errors import InputError, nearest
+from compress.errors import HubUnavailable, InputError, nearest
 from compress.pipeline.schema import Evaluate, ModelSource, Profile
 from compress.records import Artifact
 
@@ -45,9 +45,7 @@ def add_checkpoint(builder: Builder, name: str, role: Role, source: ModelSource)
     elif source.kind == "path":
         _add_folder(builder, name, role, source)
     else:
-        assert source.id is not None
-        download = plugins.internal("models.download")
-        config = download.resolve(source.id, source.revision)
+        config = _resolved(builder, source)
         builder.add(name, "models.download", config, role, content={"id": config.id, "commit": config.commit})
 
 
@@ -135,6 +133,28 @@ def _add_folder(builder: Builder, name: str, role: Role, source: ModelSource) ->
     )
 
 
+def _resolved(builder: Builder, source: ModelSource) -> Any:
+    """Return which checkpoint of the hub is meant, or its shape alone where that cannot be asked and need not be."""
+    assert source.id is not None
+    download = plugins.internal("models.download")
+    try:
+        return download.resolve(source.id, source.revision)
+    except HubUnavailable as error:
+        if not builder.assume:
+            raise
+        shape, whose = source.read_shape(), "as `shape` says it"
+        if shape is None:
+            shape, whose = download.published(source.id), "as published, a copy that comes with this package"
+        if shape is None:
+            raise InputError(
+                f"{error}. To plan without the hub, add `shape:` to it: its config.json, or what that holds. "
+                f"Known without: {', '.join(download.names_published())}"
+            ) from error
+        reason = str(error).partition(":")[0]
+        builder.assumed.append(f"{source.id}: its shape is {whose} ({reason})")
+        return download.assumed(source.id, shape)
+
+
 def _add_tokenizer(builder: Builder, name: str, tokenizer: str | Path) -> str:
     """Add the node of a tokenizer: ``demo``, ``bytes``, or a folder. Return its name."""
     node = f"{name}/tokenizer"
@@ -161,7 +181,11 @@ def _family(source: ModelSource) -> str:
     if source.kind == "config":
         return str(source.read_config().get("model_type", "llama"))
     known = plugins.available("models.families")
-    guess = nearest((source.id or "").rpartition("/")[2].lower(), known)
+    assert source.id is not None
+    shape = source.read_shape() or plugins.internal("models.download").published(source.id) or {}
+    if shape.get("model_type") in known:
+        return str(shape["model_type"])
+    guess = nearest(source.id.rpartition("/")[2].lower(), known)
     raise InputError(
         f"--test needs to know the family of '{source.id}' without asking the hub: "
         f"add `family:` to it{guess} Allowed: {', '.join(known)}"

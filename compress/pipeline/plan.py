@@ -64,6 +64,9 @@ class Plan(Record):
 
     nodes: tuple[Node, ...]
     rehearsal: bool = False
+    assumed: tuple[str, ...] = ()
+    """What was not looked up on the hub, in words. A plan that assumes anything is shown and never run: no key of what
+    depends on it is that of a result."""
 
     def __getitem__(self, name: str) -> Node:
         for node in self.nodes:

@@ -11,7 +11,7 @@ from typing import Any
 from compress import plugins
 from compress.digests import DigestMemo, canonical_digest, folder_content
 from compress.environment import hardware_fingerprint, package_versions
-from compress.errors import InputError
+from compress.errors import HubUnavailable, InputError
 from compress.pipeline import encoders, origin
 from compress.pipeline.keys import ingredients
 from compress.pipeline.plan import Node, Plan, Role
@@ -20,16 +20,18 @@ from compress.plugins import Prepared, StepConfig
 from compress.records import Artifact, ModelSpec, Work
 
 
-def make_plan(pipeline: Pipeline, memo: DigestMemo, rehearsal: bool = False) -> Plan:
+def make_plan(pipeline: Pipeline, memo: DigestMemo, rehearsal: bool = False, assume: bool = False) -> Plan:
     """Return the graph of everything the pipeline makes and measures.
 
     With `rehearsal`, the same graph over a tiny random model of the same family, with every step's tiny settings.
+    With `assume`, what cannot be looked up on the hub is taken as published: a plan to look at (`Plan.assumed`).
     Raises `InputError` for what cannot work: an unknown checkpoint, a step that does not accept its parent, an
     impossible target.
     """
-    builder = Builder(pipeline, memo, rehearsal)
+    builder = Builder(pipeline, memo, rehearsal, assume)
     builder.build()
-    return Plan(nodes=tuple(builder.nodes.values()), rehearsal=rehearsal)
+    assumed = tuple(dict.fromkeys(builder.assumed))
+    return Plan(nodes=tuple(builder.nodes.values()), rehearsal=rehearsal, assumed=assumed)
 
 
 class _Placed(InputError):
@@ -39,10 +41,12 @@ class _Placed(InputError):
 class Builder:
     """Adds nodes in an order in which parents come first."""
 
-    def __init__(self, pipeline: Pipeline, memo: DigestMemo, rehearsal: bool) -> None:
+    def __init__(self, pipeline: Pipeline, memo: DigestMemo, rehearsal: bool, assume: bool = False) -> None:
         self.pipeline = pipeline
         self.memo = memo
         self.rehearsal = rehearsal
+        self.assume = assume
+        self.assumed: list[str] = []
         self.nodes: dict[str, Node] = {}
         self.tokenizer = "original"
         """The node whose folder holds the tokenizer data is made with, until a step rewrites it."""
@@ -139,13 +143,24 @@ class Builder:
         with self._at(
             "data", name, next((key for key in ("path", "paths") if key in config.settings), "source")
         ):
-            content["digest"] = source.digest(source.Config.model_validate(config.settings), self.memo)
+            content["digest"] = self._digest(name, source, config)
         if config.chat_template is not None:
             with self._at("data", name, "chat_template"):
                 content["chat_template"] = plugins.internal("data.files").digest_files(
                     [config.chat_template], self.memo
                 )
         return content
+
+    def _digest(self, name: str, source: Any, config: Any) -> str:
+        """Return what a source holds; that it was not looked up, where the hub cannot be asked and need not be."""
+        try:
+            digest: str = source.digest(source.Config.model_validate(config.settings), self.memo)
+        except HubUnavailable:
+            if not self.assume:
+                raise
+            self.assumed.append(f"data.{name}: which commit its text is at")
+            return "not looked up"
+        return digest
 
     @contextmanager
     def _at(self, *path: str) -> Iterator[None]:

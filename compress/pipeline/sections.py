@@ -72,6 +72,9 @@ class ModelSource(Section):
     least 259). Left out: the model's own."""
     family: str | None = None
     """The model_type, such as `llama`: lets `--test` run where the hub cannot be asked."""
+    shape: Path | dict[str, Any] | None = None
+    """The config.json of `id`, or its content written here: what `compress plan` goes by where the hub cannot be asked.
+    Nothing else reads it. Models that many people start from are known without."""
 
     @model_validator(mode="before")
     @classmethod
@@ -107,18 +110,26 @@ class ModelSource(Section):
 
     def read_config(self) -> dict[str, Any]:
         """Return the content of `config`. Raises `InputError` for a file that holds none."""
-        if not isinstance(self.config, Path):
-            return dict(self.config or {})
-        file = self.config / "config.json" if self.config.is_dir() else self.config
-        try:
-            config = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"{file} is not valid JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise InputError(f"{file} must hold a JSON object")
-        return config
+        return _read_config(self.config or {})
+
+    def read_shape(self) -> dict[str, Any] | None:
+        """Return the content of `shape`; `None` where there is none. Raises `InputError` for a file that holds none."""
+        return None if self.shape is None else _read_config(self.shape)
+
+
+def _read_config(config: Path | dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(config, Path):
+        return dict(config)
+    file = config / "config.json" if config.is_dir() else config
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} must hold a JSON object")
+    return content
 
 
 def _checked_source(data: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +137,7 @@ def _checked_source(data: dict[str, Any]) -> dict[str, Any]:
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
         raise ValueError(f"expected the text demo, or exactly one of path, id and config; found {found}")
-    for key, needs in (("revision", "id"), ("dtype", "config")):
+    for key, needs in (("revision", "id"), ("shape", "id"), ("dtype", "config")):
         if key in data and given != [needs]:
             raise ValueError(f"'{key}' belongs to '{needs}' and says nothing about '{given[0]}'")
     return data

@@ -1,19 +1,15 @@
 """How many processes train together, and where those on several machines meet."""
 
-import os
 import re
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from compress.environment import device_class
+from compress.accelerators import cards_to_compute_on
 from compress.plugins import StepConfig
 
 PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
 """``host:port``; an IPv6 address stands in brackets."""
-
-DEVICES = Path("/dev")
 
 
 class Launch(StepConfig):
@@ -47,14 +43,5 @@ class Launch(StepConfig):
 
 def rehearsed_launch(launch: Launch) -> Launch:
     """Return the smallest launch that has what can go wrong: two processes, here; one, where there is one card."""
-    return Launch(processes=min(2, launch.processes * launch.nodes, _num_cards() or 2))
-
-
-def _num_cards() -> int:
-    """Return how many cards torch will see, without importing it. Some containers have their device files only."""
-    cards = [] if device_class() == "cpu" else device_class().split(",")
-    cards = cards or [path.name for path in DEVICES.glob("nvidia[0-9]*")]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if cards and visible is not None:
-        cards = [card for card in visible.split(",") if card.strip()]
-    return len(cards)
+    cards = len(cards_to_compute_on())
+    return Launch(processes=min(2, launch.processes * launch.nodes, cards or 2))

@@ -3,6 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
+from compress.accelerators import Listing
+from compress.nvml import Seen
 from compress.train import step
 from compress.train.launch import Launch, rehearsed_launch
 from compress.train.settings import rehearsed
@@ -28,9 +30,9 @@ def test_several_machines_without_a_meeting_place_are_refused():
 
 
 def cards(monkeypatch, number, visible=None):
-    monkeypatch.setattr(
-        "compress.train.launch.device_class", lambda: ", ".join(["NVIDIA H100"] * number) or "cpu"
-    )
+    seen = tuple(Seen("NVIDIA H100 80GB HBM3", uuid=f"GPU-{index}") for index in range(number))
+    monkeypatch.setattr("compress.accelerators.listing", lambda: Listing(seen, "NVML"))
+    monkeypatch.setattr("compress.accelerators.torch_has_cuda", lambda: True)
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
@@ -48,12 +50,10 @@ def test_a_rehearsal_launches_two_processes_here_or_as_many_as_there_are_cards(
     assert rehearsed_launch(launch) == Launch(processes=tried)
 
 
-def test_a_card_known_by_its_device_file_only_is_counted(monkeypatch, tmp_path):
-    cards(monkeypatch, 0)
-    monkeypatch.setattr("compress.train.launch.DEVICES", tmp_path)
-    for name in ("nvidia0", "nvidiactl", "nvidia-uvm"):
-        (tmp_path / name).touch()
-    assert rehearsed_launch(Launch(processes=8)) == Launch(processes=1)
+def test_cards_that_the_installed_torch_cannot_use_do_not_count(monkeypatch):
+    cards(monkeypatch, 1)
+    monkeypatch.setattr("compress.accelerators.torch_has_cuda", lambda: False)
+    assert rehearsed_launch(Launch(processes=8)) == Launch(processes=2)
 
 
 def test_a_rehearsal_keeps_the_launch_of_a_step_and_adds_none(monkeypatch):

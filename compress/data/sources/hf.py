@@ -7,7 +7,7 @@ from typing import Any
 
 from compress.data.conversation import Document, document
 from compress.digests import DigestMemo
-from compress.errors import InputError, nearest
+from compress.errors import HubUnavailable, InputError, nearest
 from compress.plugins import StepConfig
 
 VERSION = 1
@@ -55,7 +55,10 @@ def documents(config: Config, seed: int) -> Iterator[Document]:
 
 
 def digest(config: Config, memo: DigestMemo) -> str:
-    """Return id, part, order and the commit that `revision` means now. Raises `InputError` when out of reach."""
+    """Return id, part, order and the commit that `revision` means now.
+
+    Raises `InputError` for what the hub does not have, `HubUnavailable` when it cannot be asked.
+    """
     read = ("as it stands", "shuffled whole", "as it stands", "shuffled within a buffer")
     order = read[config.shuffle + 2 * config.streaming]
     part = f"{config.config}:{config.split}:{config.field}:{order}"
@@ -68,12 +71,19 @@ def _commit(dataset: str, revision: str) -> str:
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return str(HfApi().dataset_info(dataset, revision=revision).sha)
     except (HTTPError, OSError, ValueError) as error:
-        raise InputError(
+        is_gated = isinstance(error, GatedRepoError)  # which is a kind of not found
+        is_wrong = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | ValueError)
+        raise (InputError if is_wrong and not is_gated else HubUnavailable)(
             f"the dataset '{dataset}' at '{revision}' cannot be found on the hub: {_first_line(error)}. "
             "Without a network, give a full commit hash as `revision`, or use the source `text` or `jsonl`"
         ) from error
