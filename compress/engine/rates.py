@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from compress.environment import device_class
+from compress.machine import planned_machine
 from compress.pipeline.plan import Node
 
 REMEMBERED = 5
@@ -56,11 +56,11 @@ class Rates:
 
     def _flops_per_second(self, node: Node) -> float:
         samples = self._samples.get(self._name(node))
-        device = "cpu" if device_class() == "cpu" else "gpu"
-        return _median(samples) if samples else ASSUMED_FLOPS_PER_SECOND[device]
+        return _median(samples) if samples else ASSUMED_FLOPS_PER_SECOND[planned_machine().kind]
 
     def _name(self, node: Node) -> str:
-        return f"{node.use} on {device_class()}"
+        card = planned_machine().card
+        return f"{node.use} on {card.name if card else 'cpu'}"
 
 
 def _median(samples: list[float]) -> float:

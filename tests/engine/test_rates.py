@@ -3,6 +3,7 @@
 import pytest
 
 from compress.engine.rates import Rates
+from compress.machine import Machine
 from compress.pipeline.plan import Node
 from compress.plugins import StepConfig
 from compress.records import Work
@@ -10,7 +11,7 @@ from compress.records import Work
 
 @pytest.fixture(autouse=True)
 def processor(monkeypatch):
-    monkeypatch.setattr("compress.engine.rates.device_class", lambda: "cpu")
+    monkeypatch.setattr("compress.machine.this_machine", Machine)
 
 
 def node(flops, devices=1):
