@@ -14,6 +14,11 @@ PIPELINE = click.argument("pipeline", type=click.Path(path_type=Path))
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, e.g. --set seed=3."
 )
+DEVICE = click.option(
+    "--device",
+    metavar="NAME",
+    help="Plan for another machine: cpu, h100-80gb, h200, 8xh100-80gb, 4090, …",
+)
 TEST = click.option(
     "--test", "rehearsal", is_flag=True, help="Rehearse on a tiny random model, offline, in seconds."
 )
@@ -89,7 +94,7 @@ def run(
 
     loaded = api.load_pipeline(pipeline, overrides)
     if dry_run:
-        _print_plan(pipeline, overrides, rehearsal)
+        _print_plan(pipeline, overrides, rehearsal, None)
         return
     again = f"Run the same command again to go on: {' '.join(['compress', *sys.argv[1:]])}"
     try:
@@ -109,12 +114,16 @@ def run(
 @PIPELINE
 @SET
 @TEST
-def plan(pipeline: Path, overrides: Sequence[str], rehearsal: bool) -> None:
+@DEVICE
+def plan(pipeline: Path, overrides: Sequence[str], rehearsal: bool, device: str | None) -> None:
     """Print what would be done: sizes, memory, time, and why a step is not cached.
 
     Example: compress plan pipelines/quickstart.yaml
+
+    With --device, for a machine that you do not have: one card by its name, or several (8xh100-80gb). Your own cards
+    stand in $COMPRESS_HOME/cards.yaml. Where the hub cannot be asked, models are planned by their published shapes.
     """
-    _print_plan(pipeline, overrides, rehearsal)
+    _print_plan(pipeline, overrides, rehearsal, device)
 
 
 @main.command()
@@ -127,8 +136,10 @@ def validate(pipeline: Path, overrides: Sequence[str]) -> None:
     """
     from compress import api
 
-    made = api.make_plan(api.load_pipeline(pipeline, overrides))
+    made = api.make_plan(api.load_pipeline(pipeline, overrides), assume=True)
     click.echo(f"{pipeline}: valid, {len(made.models)} models")
+    for each in made.assumed:
+        click.echo(f"  not looked up on the hub: {each}")
 
 
 @main.command()
@@ -260,14 +271,17 @@ def gc(keep_runs: int, dry_run: bool) -> None:
     click.echo(f"{'Would free' if dry_run else 'Freed'} {num_bytes / 1e6:.1f} MB in {num_entries} entries")
 
 
-def _print_plan(pipeline: Path, overrides: Sequence[str], rehearsal: bool) -> None:
+def _print_plan(pipeline: Path, overrides: Sequence[str], rehearsal: bool, device: str | None) -> None:
     from compress import api
     from compress.engine.plan_table import plan_table
     from compress.engine.store import Store
+    from compress.machine import machine_named, planning_for, this_machine
 
     loaded = api.load_pipeline(pipeline, overrides)
     cost = loaded.cost.usd_per_hour if loaded.cost else None
-    click.echo(plan_table(api.make_plan(loaded, rehearsal=rehearsal), loaded.name, Store(), cost))
+    with planning_for(this_machine() if device is None else machine_named(device)):
+        made = api.make_plan(loaded, rehearsal=rehearsal, assume=True)
+        click.echo(plan_table(made, loaded.name, Store(), cost))
 
 
 def _report_what_there_is(name: str, rehearsal: bool, folder: Path) -> None:

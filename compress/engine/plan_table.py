@@ -3,12 +3,13 @@
 from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
+from compress.engine.account import account, gigabytes, needed_bytes
 from compress.engine.events import duration
-from compress.engine.rates import Rates, estimated_memory_bytes
-from compress.engine.room import shortage
+from compress.engine.rates import Rates
+from compress.engine.room import disk_bytes, launch_remarks, shortage
 from compress.engine.runs import last_ingredients
 from compress.engine.store import Store
-from compress.environment import device_class
+from compress.machine import Machine, describe, is_elsewhere, planned_machine
 from compress.pipeline.advice import advice
 from compress.pipeline.plan import Node, Plan, why_not_cached
 
@@ -31,9 +32,12 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     and time are estimates: for modules this machine has run before, from what they took; a ``~`` marks them, ``?``
     what nothing is known about yet. Time includes the measurements. Where a step is launched on several cards, memory
     is that of each, and the cost that of all. What is prepared for a step has an indented line
-    of its own above it. Below stands what would keep it from being run, and what could be had for less.
+    of its own above it. Above stands which machine is planned for; below, each account of memory that adds up, what
+    would keep the plan from being run, and what could be had for less. Planned for another machine than this
+    (`machine.planning_for`), all is to run: what is in this store is not there.
     """
-    to_do = plan.missing(lambda n: n.given is not None or n.key in store)
+    elsewhere, machine = is_elsewhere(), planned_machine()
+    to_do = plan.missing(lambda n: n.given is not None or (not elsewhere and n.key in store))
     missing = {node.name for node in to_do}
     rates = Rates(store.root)
     earlier = last_ingredients(name, store.root)
@@ -51,11 +55,38 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     total = sum(effort.seconds or 0.0 for effort in efforts)
     paid = sum(effort.device_seconds for effort in efforts)
     footer = f"about {duration(total)} of work" + _cost(paid, usd_per_hour, ", about ")
-    lines = [*align([HEADER, *rows]), footer if missing else "everything is in the store"]
-    done = {node.key for node in plan.nodes if node.key in store}
-    lacking = shortage(to_do, store.root)
-    refused = [f"`compress run` would refuse: {lacking}"] if lacking else []
-    return "\n".join([*lines, *refused, *advice(plan, done)])
+    done = {node.key for node in plan.nodes if not elsewhere and node.key in store}
+    return "\n".join(
+        [
+            *_premises(plan, machine),
+            *align([HEADER, *rows]),
+            *(line for node in to_do for line in account(node, machine)),
+            *_room(to_do, store),
+            *advice(plan, done),
+            footer if missing else "everything is in the store",
+        ]
+    )
+
+
+def _premises(plan: Plan, machine: Machine) -> Iterator[str]:
+    """Yield the machine that is planned for, and what was not looked up."""
+    if is_elsewhere():
+        yield f"planned for {describe(machine)}: nothing is there yet, and its disk is not known"
+    else:
+        yield f"planned for this machine: {describe(machine)}"
+    if plan.assumed:
+        yield "planned offline: nothing was looked up on the hub, which `compress run` asks and then decides by"
+        yield from (f"  {each}" for each in plan.assumed)
+
+
+def _room(to_do: Sequence[Node], store: Store) -> Iterator[str]:
+    """Yield what would keep the plan from being run, and what is to be seen to elsewhere."""
+    if is_elsewhere():
+        if num_bytes := disk_bytes(to_do):
+            yield f"it will write about {gigabytes(num_bytes)} to disk"
+        yield from launch_remarks(to_do)
+    if lacking := shortage(to_do, store.root):
+        yield f"`compress run` would refuse: {lacking}"
 
 
 def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -70,6 +101,8 @@ def _state(
 ) -> str:
     if node.given:
         return "a folder on disk"
+    if is_elsewhere() or (plan.assumed and node.key not in store):
+        return "to run" if node.name in missing else "not needed: what is made from it is there"
     if node.key not in store and node.name not in missing:
         return "not needed: what is made from it is there"
     if node.key not in store:
@@ -100,8 +133,9 @@ def _prepared_row(node: Node, state: str, effort: Effort, usd_per_hour: float | 
 
 def _costs(node: Node, effort: Effort, usd_per_hour: float | None) -> tuple[str, str, str]:
     """Return a node's memory, time and money."""
-    memory, seconds = estimated_memory_bytes(node), effort.seconds
-    device = "machine" if device_class() == "cpu" else "card"
+    machine = planned_machine()
+    memory, seconds = needed_bytes(node, machine), effort.seconds
+    device = "card" if machine.card else "machine"
     each = f" on each of {node.work.devices} {device}s" if node.work.devices > 1 else ""
     return (
         f"~{memory / 2**30:.2f} GiB{each}" if memory else "?",

@@ -2,13 +2,14 @@
 
 import errno
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from compress.engine.rates import estimated_memory_bytes
-from compress.environment import available_memory_bytes, device_class
+from compress.engine.account import card_bytes, gigabytes, is_on_card, needed_bytes
+from compress.environment import available_memory_bytes
 from compress.errors import DoesNotFit
+from compress.machine import Machine, is_elsewhere, planned_machine
 from compress.pipeline.plan import Node
 
 GIB = 2**30
@@ -18,23 +19,83 @@ REMEDY = "Free some (`compress gc` deletes what no kept run needs), or point COM
 def shortage(missing: Iterable[Node], root: Path) -> str | None:
     """Return what a run that makes these nodes lacks, in words; ``None`` when it seems to fit.
 
-    Each node's disk and memory are estimates. Memory is that of the processor: a card's is not looked at.
+    Each node's disk and memory are estimates. Memory is that of the card where one is planned for, else that of this
+    machine. Of another machine (`compress plan --device`) the disk is not known.
     """
-    missing = tuple(missing)
-    free = _free_bytes(root)
-    wanted = sum(n.work.disk_bytes or (n.spec.weight_bytes if n.spec else 0) for n in missing)
-    if wanted > free:
-        where = f"{root} (COMPRESS_HOME), where {_amount(free)} are free"
-        return f"the run will write {_amount(wanted)} to {where}. {REMEDY}"
-    available = available_memory_bytes()
+    missing, machine = tuple(missing), planned_machine()
+    if not is_elsewhere() and (lacking := _disk_shortage(missing, root)):
+        return lacking
     for node in missing:
-        needed = estimated_memory_bytes(node) or 0
-        if device_class() == "cpu" and needed > available:
-            return (
-                f"step '{node.name}' needs about {_amount(needed)} of memory; "
-                f"{_amount(available)} are available on this machine."
-            )
+        lacking = _card_shortage(node, machine) if is_on_card(node, machine) else _memory_shortage(node)
+        if lacking:
+            return lacking
     return None
+
+
+def launch_remarks(nodes: Iterable[Node]) -> list[str]:
+    """Return where more processes are launched than the planned machine has cards, in words."""
+    machine = planned_machine()
+    if machine.card is None:
+        return []
+    return [
+        f"step '{node.name}': `launch.processes: {processes}` needs as many cards on each machine; planned for "
+        f"{machine.num_cards} (`--device {processes}xNAME` names several)"
+        for node in nodes
+        if (processes := _processes(node)) > machine.num_cards
+    ]
+
+
+def _processes(node: Node) -> int:
+    """Return how many processes a node starts on each machine."""
+    launch = getattr(node.config, "launch", None)
+    return int(launch.processes) if launch else 1
+
+
+def _disk_shortage(missing: Sequence[Node], root: Path) -> str | None:
+    free = _free_bytes(root)
+    wanted = disk_bytes(missing)
+    if wanted <= free:
+        return None
+    where = f"{root} (COMPRESS_HOME), where {_amount(free)} are free"
+    return f"the run will write {_amount(wanted)} to {where}. {REMEDY}"
+
+
+def disk_bytes(missing: Iterable[Node]) -> int:
+    """Return about what making these nodes writes."""
+    return sum(n.work.disk_bytes or (n.spec.weight_bytes if n.spec else 0) for n in missing)
+
+
+def _card_shortage(node: Node, machine: Machine) -> str | None:
+    """Return what a node lacks on the machine's cards. Too few of them is only said of this machine's."""
+    assert machine.card is not None
+    if not is_elsewhere() and (processes := _processes(node)) > machine.num_cards:
+        there = "one is" if machine.num_cards == 1 else f"{machine.num_cards} are"
+        return f"step '{node.name}' is launched on {processes} cards, of which {there} here (`launch.processes`)."
+    needed, has = needed_bytes(node, machine), card_bytes(machine)
+    if needed <= has:
+        return None
+    remedies = "; ".join(node.work.remedies)
+    fits = f" What would make it fit: {remedies}." if remedies else ""
+    return (
+        f"step '{node.name}' needs about {gigabytes(needed)} on {'each' if node.work.devices > 1 else 'the'} card; "
+        f"{machine.card.name} gives a process {gigabytes(has)} of its {gigabytes(machine.card.memory_bytes)}.{fits}"
+    )
+
+
+def _memory_shortage(node: Node) -> str | None:
+    """Return what a node lacks in the memory of this machine; of another's nothing is known where it has cards."""
+    machine = planned_machine()
+    if machine.card is not None and is_elsewhere():
+        return None
+    needed, available = needed_bytes(node, machine), available_memory_bytes()
+    if needed <= available:
+        return None
+    remedies = "; ".join(node.work.remedies)
+    return (
+        f"step '{node.name}' needs about {_amount(needed)} of memory; "
+        f"{_amount(available)} are available on this machine."
+        + (f" What would make it fit: {remedies}." if remedies else "")
+    )
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -305,7 +305,7 @@ def test_the_plan_shows_what_is_prepared_once_and_counts_its_time(home):
     store = Store(home)
     for key in (scores.key, narrower.key):
         store.discard(key)
-    lines = plan_table(Plan(nodes=(first, scores, narrow, narrower)), "r", store).splitlines()
+    lines = plan_table(Plan(nodes=(first, scores, narrow, narrower)), "r", store).splitlines()[1:]
     assert [line.split("  ")[0].strip() or line.split()[0] for line in lines[1:4]] == [
         "scores",
         "narrow",
@@ -320,7 +320,7 @@ def test_the_plan_asks_for_nothing_that_the_run_does_not_need(home):
     execute(home, *nodes)
     store = Store(home)
     store.discard(nodes[1].key)
-    lines = plan_table(Plan(nodes=nodes), "r", store).splitlines()
+    lines = plan_table(Plan(nodes=nodes), "r", store).splitlines()[1:]
     assert lines[1].startswith("  scores") and lines[1].endswith("not needed: what is made from it is there")
     assert "~0.3 s" not in lines[1] and lines[-1] == "everything is in the store"
     assert not told(execute(home, *nodes)[1], "start")

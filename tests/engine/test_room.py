@@ -5,7 +5,12 @@ from collections import namedtuple
 
 import pytest
 
-from compress.engine.room import disk_full, disk_is_full
+from compress.engine.room import disk_full, disk_is_full, shortage
+from compress.machine import Machine, machine_named
+from compress.pipeline.plan import Node
+from compress.records import Work
+from compress.train.launch import Launch
+from compress.train.step import Config
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
@@ -50,3 +55,48 @@ def test_another_disk_is_named_by_the_file_and_gc_is_no_remedy(tmp_path):
     )  # never the temporary folder's disk
     said = disk_full(tmp_path, error)
     assert "/proc/model.bin" in said and "gc" not in said
+
+
+CARD = machine_named("h100-80gb").card
+assert CARD is not None
+HERE = Machine(card=CARD.model_copy(update={"name": "NVIDIA H100 80GB HBM3"}), num_cards=1)
+
+
+def node(launch=None, **work):
+    config = Config(tokens=4096, launch=launch)
+    return Node(
+        name="taught", use="train", role="student", kind="hf", key="k", config=config, work=Work(**work)
+    )
+
+
+@pytest.fixture
+def with_a_card(monkeypatch):
+    monkeypatch.setattr("compress.machine.this_machine", lambda: HERE)
+    monkeypatch.setattr("compress.engine.room.available_memory_bytes", lambda: 10 * 10**9)
+
+
+def test_what_a_card_cannot_hold_is_refused_before_anything_runs(with_a_card, tmp_path):
+    said = shortage([node(peak_memory_bytes=99 * 10**9)], tmp_path)
+    assert said == (
+        "step 'taught' needs about 99.0 GB on the card; NVIDIA H100 80GB HBM3 gives a process 84.7 GB of its 85.5 GB."
+    )
+
+
+def test_what_a_card_holds_is_not_asked_of_the_machine(with_a_card, tmp_path):
+    assert shortage([node(peak_memory_bytes=80 * 10**9)], tmp_path) is None
+
+
+def test_what_the_processor_does_beside_a_card_needs_the_machine_s_memory(with_a_card, tmp_path):
+    said = shortage([node(peak_memory_bytes=80 * 10**9, on_processor=True)], tmp_path)
+    assert said is not None and said.startswith("step 'taught' needs about 74.9 GiB of memory; 9.3 GiB are")
+
+
+def test_more_processes_than_this_machine_has_cards_are_refused(with_a_card, tmp_path):
+    said = shortage([node(Launch(processes=8))], tmp_path)
+    assert said == "step 'taught' is launched on 8 cards, of which one is here (`launch.processes`)."
+    assert shortage([node(Launch(processes=1))], tmp_path) is None
+
+
+def test_a_disk_that_is_too_small_is_told_first(with_a_card, tmp_path):
+    said = shortage([node(peak_memory_bytes=99 * 10**9, disk_bytes=1 << 60)], tmp_path)
+    assert said is not None and said.startswith("the run will write")

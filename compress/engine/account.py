@@ -1,0 +1,62 @@
+"""The memory of a step, added up beside what the machine has, so that a reader can check it."""
+
+from collections.abc import Iterator
+
+from compress.engine.rates import estimated_memory_bytes
+from compress.machine import Machine
+from compress.pipeline.plan import Node
+
+DRIVER_BYTES = 768 * 2**20
+"""What the driver keeps of a card: CUDA shows 0.3 to 0.85 GiB less than NVML of those in the table."""
+WIDTH = 12
+
+
+def is_on_card(node: Node, machine: Machine) -> bool:
+    """Return whether a node's memory is that of a card."""
+    return machine.card is not None and not node.work.on_processor
+
+
+def needed_bytes(node: Node, machine: Machine) -> int:
+    """Return a node's peak on each device: of the card, or of a worker process with all it imports. 0 is unknown."""
+    if is_on_card(node, machine):
+        return node.work.peak_memory_bytes
+    return estimated_memory_bytes(node) or 0
+
+
+def card_bytes(machine: Machine) -> int:
+    """Return what a process can have of a card."""
+    assert machine.card is not None
+    return machine.card.memory_bytes - DRIVER_BYTES
+
+
+def account(node: Node, machine: Machine) -> Iterator[str]:
+    """Yield lines that add up a node's memory, item by item; none where it has no items.
+
+    In GB (10⁹ bytes), to the MB: what stands there adds up exactly.
+    """
+    if not node.work.memory:
+        return
+    device = "card" if machine.card else "machine"
+    each = f" on each of {node.work.devices} {device}s" if node.work.devices > 1 else f" on the {device}"
+    yield f"memory of '{node.name}' ({node.use}){each}, when it holds most:"
+    megabytes = [(round(item.num_bytes / 1e6), item.name) for item in node.work.memory]
+    for number, name in megabytes:
+        yield _line(number, name)
+    total = sum(number for number, _ in megabytes)
+    yield _line(total, "in all")
+    if machine.card is not None:
+        has, driver = round(machine.card.memory_bytes / 1e6), round(DRIVER_BYTES / 1e6)
+        spare = has - driver - total
+        yield _line(has, f"has {machine.card.name}")
+        yield _line(driver, "of it its driver keeps")
+        word = "spare" if spare >= 0 else "too much"
+        yield _line(abs(spare), f"{word} ({abs(spare) / has:.1%} of the card)")
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Return bytes as cards are sold: ``85.5 GB``, in units of 10⁹."""
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def _line(megabytes: int, what: str) -> str:
+    return f"{megabytes / 1000:>{WIDTH}.3f} GB  {what}"
