@@ -16,7 +16,7 @@ from compress.engine.events import Clock, Listener, log_path
 from compress.engine.gates import Gates, judge
 from compress.engine.rates import Rates
 from compress.engine.recorder import Recorder
-from compress.engine.room import full_disk_told, shortage, unless_full
+from compress.engine.room import full_disk_told, most_workers, shortage, unless_full
 from compress.engine.runs import driving, save_record
 from compress.engine.store import Store
 from compress.engine.tasks import Task
@@ -99,7 +99,7 @@ class Execution:
 
     def _do(self, missing: Sequence[Node]) -> None:
         """Do the missing nodes: one at a time, so that nothing disturbs a timing; in a rehearsal, side by side."""
-        side_by_side = (os.cpu_count() or 1) if self._plan.rehearsal else 1
+        side_by_side = most_workers(os.cpu_count() or 1) if self._plan.rehearsal else 1
         workers = Workers(threads=1 if self._plan.rehearsal else None)
         with workers.signals(), ThreadPoolExecutor(side_by_side) as threads:
             try:

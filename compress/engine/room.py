@@ -9,11 +9,25 @@ from pathlib import Path
 from compress.engine.account import card_bytes, gigabytes, is_on_card, needed_bytes
 from compress.environment import available_memory_bytes
 from compress.errors import DoesNotFit
-from compress.machine import Machine, is_elsewhere, planned_machine
+from compress.machine import Machine, is_elsewhere, planned_machine, this_machine
 from compress.pipeline.plan import Node
 
 GIB = 2**30
+REHEARSED_BYTES = 1200 * 10**6
+"""Of a card's memory for a worker of a rehearsal: a CUDA context takes about 0.6 GB, its tiny model and cuBLAS's
+workspace little, and a step on two processes, or one that waits for work it submitted, has two contexts."""
 REMEDY = "Free some (`compress gc` deletes what no kept run needs), or point COMPRESS_HOME at a larger disk."
+
+
+def most_workers(num_cores: int) -> int:
+    """Return how many workers of a rehearsal may work at once: one a core, where a card has room for all of them.
+
+    All use the first card, whose memory that is; the least there is stands for it.
+    """
+    machine = this_machine()
+    if machine.card is None:
+        return num_cores
+    return max(1, min(num_cores, card_bytes(machine) // REHEARSED_BYTES))
 
 
 def shortage(missing: Iterable[Node], root: Path) -> str | None:

@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import pytest
 
-from compress.engine.room import disk_full, disk_is_full, shortage
+from compress.engine.room import disk_full, disk_is_full, most_workers, shortage
 from compress.machine import Machine, machine_named
 from compress.pipeline.plan import Node
 from compress.records import Work
@@ -100,3 +100,20 @@ def test_more_processes_than_this_machine_has_cards_are_refused(with_a_card, tmp
 def test_a_disk_that_is_too_small_is_told_first(with_a_card, tmp_path):
     said = shortage([node(peak_memory_bytes=99 * 10**9, disk_bytes=1 << 60)], tmp_path)
     assert said is not None and said.startswith("the run will write")
+
+
+@pytest.mark.parametrize(("name", "workers"), [("l4", 16), ("t4", 12), ("h100-80gb", 16)])
+def test_a_rehearsal_starts_as_many_workers_at_once_as_the_card_holds(name, workers, monkeypatch):
+    monkeypatch.setattr("compress.engine.room.this_machine", lambda: machine_named(name))
+    assert most_workers(16) == workers
+
+
+def test_a_small_card_holds_one_worker_at_least(monkeypatch):
+    tiny = Machine(card=CARD.model_copy(update={"memory_bytes": 10**9}), num_cards=1)
+    monkeypatch.setattr("compress.engine.room.this_machine", lambda: tiny)
+    assert most_workers(16) == 1
+
+
+def test_without_a_card_every_core_works(monkeypatch):
+    monkeypatch.setattr("compress.engine.room.this_machine", Machine)
+    assert most_workers(16) == 16
