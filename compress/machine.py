@@ -97,10 +97,11 @@ def describe(machine: Machine) -> str:
         return "a processor alone"
     num_bytes = machine.card.memory_bytes
     memory = f"{num_bytes / 1e9:.1f} GB ({num_bytes / 2**30:.1f} GiB)"
-    guess = "; it is in no table, so its speed is a guess" if machine.is_guess else ""
+    remark = "; it is in no table, so its speed is a guess" if machine.is_guess else ""
+    remark += "" if machine.card.has_bf16 else "; it has no bf16, so it computes in fp32"
     if machine.num_cards == 1:
-        return f"1 card {machine.card.name}, {memory}{guess}"
-    return f"{machine.num_cards} cards {machine.card.name}, {memory} each{guess}"
+        return f"1 card {machine.card.name}, {memory}{remark}"
+    return f"{machine.num_cards} cards {machine.card.name}, {memory} each{remark}"
 
 
 def _card(seen: Seen) -> Card:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compress import plugins
-from compress.errors import InputError
+from compress.errors import HubUnavailable, InputError
 from compress.pipeline.complaints import complaints
 from compress.quantities import format_count
 from compress.records import ModelSpec
@@ -49,16 +49,28 @@ def _source(model: str) -> tuple[dict[str, Any], ModelSpec]:
     """Return what the ``model:`` section says, and the model."""
     folder = Path(model).expanduser()
     name = re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:40] or "model"
-    source = {"name": f"{name}-compressed", "id": None, "bytes_tokenizer": False}
+    source = {"name": f"{name}-compressed", "id": None, "bytes_tokenizer": False, "was_asked": True}
     if not folder.exists() and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
         download = plugins.internal("models.download")
-        spec: ModelSpec = download.predict(None, download.resolve(model, "main"))
-        return source | {"id": model, "family": spec.model_type}, spec
+        config, was_asked = _looked_up(download, model)
+        spec: ModelSpec = download.predict(None, config)
+        return source | {"id": model, "family": spec.model_type, "was_asked": was_asked}, spec
     spec = plugins.internal("models.spec").read_spec(folder)
     return source | {
         "path": _quoted(folder.absolute()),
         "bytes_tokenizer": _lacks_tokenizer(folder, spec),
     }, spec
+
+
+def _looked_up(download: Any, model: str) -> tuple[Any, bool]:
+    """Return a checkpoint of the hub, or its published shape where that cannot be asked, and whether it was."""
+    try:
+        return download.resolve(model, "main"), True
+    except HubUnavailable:
+        shape = download.published(model)
+        if shape is None:
+            raise
+        return download.assumed(model, shape), False
 
 
 def _lacks_tokenizer(folder: Path, spec: ModelSpec) -> bool:

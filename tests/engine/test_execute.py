@@ -18,6 +18,7 @@ from compress.engine.runs import all_runs, find_run
 from compress.engine.status import status_lines
 from compress.engine.store import Store
 from compress.errors import DoesNotFit, Preempted, StepFailed
+from compress.machine import machine_named
 from compress.pipeline.plan import Node, Plan
 from compress.records import RunRecord, Work
 
@@ -93,6 +94,16 @@ def test_what_is_made_twice_side_by_side_is_made_once_and_blamed_on_no_other_run
     assert {e["node"] for e in events if e["event"] == "done"} == {"once", "twice"}
 
 
+@pytest.mark.parametrize(("room", "together"), [(1, False), (4, True)])
+def test_a_rehearsal_works_on_as_many_steps_at_once_as_there_is_room_for(home, room, together, monkeypatch):
+    monkeypatch.setattr("compress.engine.execute.most_workers", lambda cores: room)
+    _, events = execute(
+        home, *(node(n, "fake_slow", steps=n_) for n, n_ in (("a", 3), ("b", 4))), rehearsal=True
+    )
+    order = [(e["event"], e["node"]) for e in events if e["event"] in ("start", "done")]
+    assert (order[1][0] == "start") is together
+
+
 def test_every_step_has_a_process_of_its_own(home):
     nodes = [node(f"n{i}", "fake_write", text=str(i)) for i in range(3)]
     execute(home, *nodes)
@@ -150,6 +161,19 @@ def test_what_does_not_fit_is_refused_before_anything_runs(home):
     greedy = huge.model_copy(update={"work": Work(peak_memory_bytes=1 << 60)})
     with pytest.raises(DoesNotFit, match="of memory"):
         execute(home, greedy)
+    assert not [e for e in execute.events if e["event"] == "start"]
+
+
+def test_what_the_card_cannot_hold_is_refused_before_anything_runs(home, monkeypatch):
+    monkeypatch.setattr("compress.machine.this_machine", lambda: machine_named("l4"))
+    greedy = node("greedy", "fake_write", text="a").model_copy(
+        update={"work": Work(peak_memory_bytes=30 * 10**9)}
+    )
+    with pytest.raises(
+        DoesNotFit, match=r"step 'greedy' needs about 30\.0 GB on the card; l4 gives"
+    ) as refused:
+        execute(home, node("first", "fake_write", text="a"), greedy)
+    assert refused.value.exit_code == 5
     assert not [e for e in execute.events if e["event"] == "start"]
 
 

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from compress import plugins
-from compress.errors import InputError
+from compress.errors import HubUnavailable, InputError
 from compress.models import download
 from compress.models.layout import spec_from_config
 from compress.pipeline.scaffold import scaffold
@@ -164,3 +164,14 @@ def test_every_line_is_fit_to_be_read_by_a_person(checkpoint):
     assert text.endswith("\n") and not text.endswith("\n\n")
     assert all(line == line.rstrip() for line in lines)
     assert sum("#" in line for line in lines) > len(lines) / 3
+
+
+def test_a_known_model_of_the_hub_is_sized_offline_and_the_file_says_so(monkeypatch, loaded):
+    def away(*_):
+        raise HubUnavailable("the hub cannot be reached")
+
+    monkeypatch.setattr(download, "resolve", away)
+    text = scaffold("Qwen/Qwen3-8B")
+    assert "The hub was not asked" in text and loaded(text).model.id == "Qwen/Qwen3-8B"
+    with pytest.raises(HubUnavailable):
+        scaffold("owner/unknown")
