@@ -108,6 +108,8 @@ class Work(Record):
     disk_bytes: int = 0
     devices: int = 1
     """How many share `flops` evenly: cards, or without them machines."""
+    on_processor: bool = False
+    """Whether the processor does it even where there is a card."""
     memory: tuple[MemoryItem, ...] = ()
     """What `peak_memory_bytes` is the sum of, where that was accounted for."""
     host_memory_bytes: int = 0
