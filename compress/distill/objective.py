@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from compress.data.batch import Batch
 from compress.distill.divergences import Divergence
 from compress.distill.hidden import NOTHING, HiddenDistance, Matching
+from compress.distill.offload import offload_layers
 from compress.distill.rows import KernelJudge, has_kernel
 from compress.errors import InputError
 from compress.train.distribution import Distribution, cross_entropy
@@ -20,6 +21,9 @@ from compress.train.fused import GroupJudge, Judge, fused_loss
 from compress.train.head import hidden_states, output_head, output_matrix
 from compress.train.objective import Objective
 from compress.train.projection import Projection, product_dtype
+
+OFFLOAD = "offload"
+"""The teacher's device where its layers are kept in host memory."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ class Distillation(Objective):
 
         `teacher_ids`: the teacher's id of each of the student's; without it they are the same. `matching`: which
         hidden states belong together, none without it. `teacher_device`: where the teacher's layers run, beside the
-        student without it. Raises `InputError` when a model has too few ids.
+        student without it; ``offload``: there, and kept in host memory. Raises `InputError` when a model has too few
+        ids.
         """
         super().__init__(student)
         self._heads = output_head(student), output_head(teacher)
@@ -107,6 +112,7 @@ class Distillation(Objective):
             )
         self.teacher = teacher.eval().requires_grad_(False)
         self._teacher_device = teacher_device
+        self._offloaded_to: str | None = None
         self.recipe = recipe
         self._teacher_ids: Tensor | None
         ids = None if teacher_ids is None else torch.tensor(teacher_ids[: self.vocabulary])
@@ -119,7 +125,11 @@ class Distillation(Objective):
     def place(self, device: str) -> None:
         """Move the objective to the device that training runs on, the teacher to its own."""
         for child in self.children():
-            child.to(self._teacher_device or device if child is self.teacher else device)
+            if child is not self.teacher or self._teacher_device != OFFLOAD:
+                child.to(self._teacher_device or device if child is self.teacher else device)
+        if self._teacher_device == OFFLOAD and self._offloaded_to != device:
+            offload_layers(self.teacher, device)
+            self._offloaded_to = device
         if self._teacher_ids is not None:
             self._teacher_ids = self._teacher_ids.to(device)
 
@@ -212,7 +222,7 @@ class Distillation(Objective):
         if self._teacher_ids is not None:
             batch = replace(batch, ids=self._teacher_ids[batch.ids])
         head, device = self._heads[1], batch.ids.device
-        if self._teacher_device is not None:
+        if self._teacher_device not in (None, OFFLOAD):
             batch = batch.to(self._teacher_device)
         # The logits are made where the student's are, of what is small: the teacher's last hidden states.
         hidden_ND = head.scaled(hidden_states(self.teacher, batch)).to(device)

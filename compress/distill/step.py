@@ -69,14 +69,16 @@ class Config(TrainingSettings):
 
     teacher_device: str = "auto"
     """Where the teacher's layers run: ``auto`` is beside the student; another GPU, ``cuda:1``, or ``cpu``, where both
-    do not fit on one. Its logits are made beside the student's all the same, from its last hidden states. With `launch`
-    the teacher is shared out among all processes instead."""
+    do not fit on one; ``offload`` runs them beside the student and keeps them in host memory, each copied to the GPU
+    while the one before it runs: two layers of the teacher are there at a time. Its logits are made beside the
+    student's all the same, from its last hidden states. With `launch` the teacher is shared out among all processes
+    instead."""
 
     @field_validator("teacher_device")
     @classmethod
     def _is_a_device(cls, setting: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", setting):
-            raise ValueError(f"'{setting}' is no device. Allowed: auto, cpu, cuda, cuda:1, …")
+        if not re.fullmatch(r"auto|offload|cpu|cuda(:\d+)?", setting):
+            raise ValueError(f"'{setting}' is no device. Allowed: auto, offload, cpu, cuda, cuda:1, …")
         return setting
 
     @field_validator("divergence")
@@ -84,6 +86,15 @@ class Config(TrainingSettings):
     def _exists(cls, setting: str | dict[str, Any]) -> str | dict[str, Any]:
         chosen(setting)
         return setting
+
+    @model_validator(mode="after")
+    def _rounded_teacher_stays_where_it_is(self) -> "Config":
+        if self.teacher_device == "offload" and self.teacher_precision in ("int8", "nf4"):
+            raise ValueError(
+                f"`teacher_device: offload` is for weights as they are stored, and `teacher_precision: "
+                f"{self.teacher_precision}` keeps others beside them: leave out one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _teacher_has_a_device(self) -> "Config":
@@ -180,6 +191,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     from compress.distill.hidden import NOTHING, matching
     from compress.distill.objective import Distillation, Recipe
     from compress.distill.teacher import known_device, load_teacher, shared_ids
+    from compress.models.spec import read_spec
     from compress.train.student import train_student
 
     folder = context.inputs["teacher"].path
@@ -193,6 +205,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
         config,
         context,
         lambda student: Distillation(student, teacher, recipe, ids.num_ids, ids.of_teacher, hidden, device),
+        taught_by(read_spec(folder), config),
     )
 
 

@@ -24,6 +24,8 @@ def known_device(setting: str) -> str | None:
     """Return the device a setting names, ``None`` for ``auto``. Raises `InputError` for a GPU that is not there."""
     if setting == "auto":
         return None
+    if setting == "offload":
+        return setting
     name, _, index = setting.partition(":")
     num_there = torch.cuda.device_count()
     if name == "cuda" and int(index or 0) >= num_there:
@@ -46,7 +48,7 @@ def load_teacher(
     ``nf4`` (QLoRA) round all linear layers but the head; the teacher is then on its device already. In a team only the
     leader holds weights of the others.
     """
-    device = device or default_device()
+    device = default_device() if device in (None, "offload") else device
     fast = precision != "fp32" and has_fast_bf16(torch.device(device).type)
     if kept_in in ("int8", "nf4"):
         return _rounded(folder, kept_in, torch.bfloat16 if fast else torch.float32, device)

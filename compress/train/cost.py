@@ -116,6 +116,20 @@ def small_micro_batch(settings: TrainingSettings, sequence_length: int) -> int:
     return min(settings.micro_batch or max(1, SMALL_MICRO_BATCH // sequence_length), batch)
 
 
+def account_in_words(
+    spec: ModelSpec, settings: TrainingSettings, teaching: Teaching | None, sequence_length: int
+) -> str:
+    """Return what a sequence at a time takes with recomputed activations, item by item, and what would take less."""
+    items = training_memory(
+        spec, settings, teaching, sequence_length, 1, settings.checkpoint_activations is not False
+    )
+    card = planned_machine().card
+    there = f" of {card.memory_bytes / 1e9:.1f} GB there are" if card else ""
+    listed = ", ".join(f"{item.name} {item.num_bytes / 1e9:.1f}" for item in items)
+    helping = "; ".join(remedies(spec, settings, teaching, sequence_length)) or "none of the settings"
+    return f"It takes about {total(items) / 1e9:.1f} GB{there}: {listed}. What would help: {helping}"
+
+
 def remedies(
     spec: ModelSpec, settings: TrainingSettings, teaching: Teaching | None, sequence_length: int
 ) -> Iterator[str]:
@@ -146,8 +160,8 @@ def _changes(
     if teaching is not None and teaching.is_beside:
         if teaching.precision != "nf4":
             yield "teacher_precision: nf4", settings, _kept(teaching, precision="nf4")
-        if launch is None:
-            yield "teacher_device: cpu", settings, _kept(teaching, device="cpu")
+        if launch is None and teaching.precision not in ("nf4", "int8"):
+            yield "teacher_device: offload", settings, _kept(teaching, device="offload")
     if launch is not None:
         more = launch.model_copy(update={"processes": 2 * launch.processes})
         yield (

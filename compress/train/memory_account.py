@@ -54,6 +54,11 @@ class Teaching:
         """Whether its layers are where the student is."""
         return self.device in ("auto", "cuda", "cuda:0")
 
+    @property
+    def has_its_head_beside(self) -> bool:
+        """Whether its output layer is where the student is, also with its layers in host memory."""
+        return self.is_beside or self.device == "offload"
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -137,7 +142,18 @@ def _state(
         whole = conditions.devices if teaching.precision in ROUNDED_BYTES else 1
         kept = "" if teaching.precision == "auto" else f", {teaching.precision}"
         held[f"teacher's weights{kept}"] = whole * teacher_bytes(teaching, conditions.in_bf16)
+    if teaching is not None and teaching.device == "offload":
+        held["teacher's embedding, head and two of its layers"] = _offloaded_bytes(
+            teaching, conditions.in_bf16
+        )
     return [MemoryItem(name=name, num_bytes=num // conditions.devices) for name, num in held.items()]
+
+
+def _offloaded_bytes(teaching: Teaching, in_bf16: bool) -> int:
+    """Return what is on the device of a teacher whose layers come there in turn."""
+    share = teacher_bytes(teaching, in_bf16) / teaching.spec.num_parameters
+    outside = sum(tensor.num_elements for tensor in outside_layers(teaching.spec))
+    return round(share * (outside + 2 * _layer_parameters(teaching.spec)))
 
 
 def _gathered(spec: ModelSpec, teaching: Teaching | None, conditions: Conditions) -> list[MemoryItem]:
@@ -196,7 +212,7 @@ def _at_the_loss(
     logits += TILE_TENSORS * min(CPU_TILE if conditions.on_processor else CUDA_TILE, 4 * rows * vocabulary)
     theirs = 0 if teaching is None else width * _head_shape(teaching.spec)[1]
     copies = width * head if conditions.in_bf16 else 0
-    if teaching is not None and not teaching.is_beside:
+    if teaching is not None and not teaching.has_its_head_beside:
         copies += width * vocabulary * _head_shape(teaching.spec)[1]
     learns = settings.lora is None
     return [

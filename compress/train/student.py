@@ -8,15 +8,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.data.tokens import PackedTokens
-from compress.errors import InputError
+from compress.errors import DoesNotFit, InputError
 from compress.models.checkpoint import DTYPES, load_tokenizer, save_model
 from compress.models.pruning_map import copy_map
 from compress.models.spec import read_spec, stored_dtype
 from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome
 from compress.train.chat_template import hand_on_template
+from compress.train.cost import account_in_words
 from compress.train.distributed import Team, load_at_leader, whole_weights, without_weights
 from compress.train.loop import fit
+from compress.train.memory_account import Teaching
 from compress.train.settings import Lora, TrainingSettings
 from compress.train.tasks import WatchedTasks
 from compress.train.watch import Watch
@@ -30,8 +32,13 @@ def train_student(
     settings: TrainingSettings,
     context: Context,
     objective: Callable[[PreTrainedModel], nn.Module],
+    teaching: Teaching | None = None,
 ) -> Outcome:
-    """Train the parent's model by the objective built around it; write it in the parent's dtypes."""
+    """Train the parent's model by the objective built around it; write it in the parent's dtypes.
+
+    `teaching`: the teacher that runs beside it. Raises `DoesNotFit`, with the account of memory, where a GPU is too
+    small for a single sequence.
+    """
     student = load_at_leader(parent.path, dtype=torch.float32)
     merge = _add_adapters(student, settings.lora, context) if settings.lora else None
     # What gets sharded stays so: in the end a copy takes the whole.
@@ -39,7 +46,11 @@ def train_student(
     data = PackedTokens.open(context.inputs["data"].path)
     _tell_if_little(data, settings, context)
     watch = _watch(parent, settings, context)
-    facts = fit(objective(student), student, data, settings, context, watch)
+    try:
+        facts = fit(objective(student), student, data, settings, context, watch)
+    except DoesNotFit as error:
+        told = account_in_words(read_spec(parent.path), settings, teaching, data.sequence_length)
+        raise DoesNotFit(f"{error}. {told}") from error
     if Team.current().is_launched:
         weights = whole_weights(student)
         if not Team.current().leads:

@@ -5,7 +5,9 @@ import errno
 import pytest
 import torch
 
+from compress.distill import step as distill
 from compress.errors import DoesNotFit, InputError, StepFailed
+from compress.machine import Machine, planning_for
 from compress.train import checkpoint, memory, step
 from compress.train.memory import fitted, is_out_of_memory, largest
 from compress.train.numerics import Numerics
@@ -15,6 +17,7 @@ from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 from tests.models.tiny import tiny_model
 from tests.train.inputs import SMALL, context, parent, payload
+from tests.train.test_cost import CARD
 from tests.train.test_loop import train
 from tests.train.test_resume import CONFIG, DiesAt, Killed
 
@@ -275,3 +278,18 @@ def test_a_model_that_cannot_recompute_refuses_to_be_asked(tmp_path, monkeypatch
         train(tmp_path / "asked", checkpoint_activations=True)
     train(tmp_path / "auto")
     assert memory.giving_way(NUMERICS, TrainingSettings(tokens=64), can_recompute=False) is None
+
+
+def test_a_refusal_adds_the_memory_up_and_names_what_would_help(tmp_path, monkeypatch):
+    def refuses(*_, **__):
+        raise DoesNotFit("not even one sequence of 16 tokens fits beside weights, gradients and optimizer")
+
+    monkeypatch.setattr("compress.train.student.fit", refuses)
+    model, large = parent(tmp_path / "parent"), parent(tmp_path / "teacher", seed=1, hidden_size=256)
+    config = distill.Config(tokens=16 * 4, batch_tokens=16 * 4, teacher="t", teacher_precision="fp32")
+    with planning_for(Machine(card=CARD, num_cards=1)), pytest.raises(DoesNotFit) as refused:
+        distill.run(model, config, context(tmp_path / "result", teacher=large))
+    said = str(refused.value)
+    assert said.startswith("not even one sequence of 16 tokens fits")
+    assert "GB of 80.0 GB there are: student's weights (fp32) 0.0" in said
+    assert "teacher's weights, fp32 0.0" in said and "lost between blocks (4%)" in said
