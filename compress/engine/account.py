@@ -51,6 +51,8 @@ def account(node: Node, machine: Machine) -> Iterator[str]:
         yield _line(driver, "of it its driver keeps")
         word = "spare" if spare >= 0 else "too much"
         yield _line(abs(spare), f"{word} ({abs(spare) / has:.1%} of the card)")
+        if node.work.host_memory_bytes:
+            yield f"  beside it the machine holds about {gigabytes(node.work.host_memory_bytes)}"
 
 
 def gigabytes(num_bytes: float) -> str:

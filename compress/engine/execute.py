@@ -16,7 +16,7 @@ from compress.engine.events import Clock, Listener, log_path
 from compress.engine.gates import Gates, judge
 from compress.engine.rates import Rates
 from compress.engine.recorder import Recorder
-from compress.engine.room import full_disk_told, most_workers, shortage, unless_full
+from compress.engine.room import full_disk_told, most_workers, shortages, unless_full
 from compress.engine.runs import driving, save_record
 from compress.engine.store import Store
 from compress.engine.tasks import Task
@@ -94,8 +94,8 @@ class Execution:
 
     def _check_it_fits(self, missing: Sequence[Node]) -> None:
         self._store.root.mkdir(parents=True, exist_ok=True)
-        if lacking := shortage(missing, self._store.root):
-            raise DoesNotFit(lacking)
+        if lacking := tuple(shortages(missing, self._store.root)):
+            raise DoesNotFit("\n".join(lacking))
 
     def _do(self, missing: Sequence[Node]) -> None:
         """Do the missing nodes: one at a time, so that nothing disturbs a timing; in a rehearsal, side by side."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from compress.engine.account import account, gigabytes, needed_bytes
 from compress.engine.events import duration
 from compress.engine.rates import Rates
-from compress.engine.room import disk_bytes, launch_remarks, shortage
+from compress.engine.room import disk_bytes, launch_remarks, shortages
 from compress.engine.runs import last_ingredients
 from compress.engine.store import Store
 from compress.machine import Machine, describe, is_elsewhere, planned_machine
@@ -85,8 +85,7 @@ def _room(to_do: Sequence[Node], store: Store) -> Iterator[str]:
         if num_bytes := disk_bytes(to_do):
             yield f"it will write about {gigabytes(num_bytes)} to disk"
         yield from launch_remarks(to_do)
-    if lacking := shortage(to_do, store.root):
-        yield f"`compress run` would refuse: {lacking}"
+    yield from (f"`compress run` would refuse: {lacking}" for lacking in shortages(to_do, store.root))
 
 
 def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -138,7 +137,7 @@ def _costs(node: Node, effort: Effort, usd_per_hour: float | None) -> tuple[str,
     device = "card" if machine.card else "machine"
     each = f" on each of {node.work.devices} {device}s" if node.work.devices > 1 else ""
     return (
-        f"~{memory / 2**30:.2f} GiB{each}" if memory else "?",
+        f"~{memory / 1e9:.2f} GB{each}" if memory else "?",
         "" if seconds == 0 else f"~{duration(seconds)}" if seconds else "?",
         _cost(effort.device_seconds, usd_per_hour, "~"),
     )

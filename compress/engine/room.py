@@ -30,20 +30,20 @@ def most_workers(num_cores: int) -> int:
     return max(1, min(num_cores, card_bytes(machine) // REHEARSED_BYTES))
 
 
-def shortage(missing: Iterable[Node], root: Path) -> str | None:
-    """Return what a run that makes these nodes lacks, in words; ``None`` when it seems to fit.
+def shortages(missing: Iterable[Node], root: Path) -> Iterator[str]:
+    """Yield all that a run that makes these nodes lacks, in words; nothing when it seems to fit.
 
-    Each node's disk and memory are estimates. Memory is that of the card where one is planned for, else that of this
-    machine. Of another machine (`compress plan --device`) the disk is not known.
+    Each node's disk and memory are estimates. Memory is that of the card where one is planned for and has the work,
+    else that of this machine. Of another machine (`compress plan --device`) disk and own memory are not known.
     """
     missing, machine = tuple(missing), planned_machine()
-    if not is_elsewhere() and (lacking := _disk_shortage(missing, root)):
-        return lacking
+    if not is_elsewhere():
+        yield from _disk_shortage(missing, root)
     for node in missing:
-        lacking = _card_shortage(node, machine) if is_on_card(node, machine) else _memory_shortage(node)
-        if lacking:
-            return lacking
-    return None
+        if is_on_card(node, machine):
+            yield from _card_shortage(node, machine)
+        else:
+            yield from _memory_shortage(node, needed_bytes(node, machine))
 
 
 def launch_remarks(nodes: Iterable[Node]) -> list[str]:
@@ -65,13 +65,12 @@ def _processes(node: Node) -> int:
     return int(launch.processes) if launch else 1
 
 
-def _disk_shortage(missing: Sequence[Node], root: Path) -> str | None:
+def _disk_shortage(missing: Sequence[Node], root: Path) -> Iterator[str]:
     free = _free_bytes(root)
     wanted = disk_bytes(missing)
-    if wanted <= free:
-        return None
-    where = f"{root} (COMPRESS_HOME), where {_amount(free)} are free"
-    return f"the run will write {_amount(wanted)} to {where}. {REMEDY}"
+    if wanted > free:
+        where = f"{root} (COMPRESS_HOME), where {_amount(free)} are free"
+        yield f"the run will write {_amount(wanted)} to {where}. {REMEDY}"
 
 
 def disk_bytes(missing: Iterable[Node]) -> int:
@@ -79,37 +78,36 @@ def disk_bytes(missing: Iterable[Node]) -> int:
     return sum(n.work.disk_bytes or (n.spec.weight_bytes if n.spec else 0) for n in missing)
 
 
-def _card_shortage(node: Node, machine: Machine) -> str | None:
-    """Return what a node lacks on the machine's cards. Too few of them is only said of this machine's."""
+def _card_shortage(node: Node, machine: Machine) -> Iterator[str]:
+    """Yield what a node lacks on the machine's cards. Too few of them is only said of this machine's."""
     assert machine.card is not None
     if not is_elsewhere() and (processes := _processes(node)) > machine.num_cards:
         there = "one is" if machine.num_cards == 1 else f"{machine.num_cards} are"
-        return f"step '{node.name}' is launched on {processes} cards, of which {there} here (`launch.processes`)."
+        yield f"step '{node.name}' is launched on {processes} cards, of which {there} here (`launch.processes`)."
     needed, has = needed_bytes(node, machine), card_bytes(machine)
-    if needed <= has:
-        return None
-    remedies = "; ".join(node.work.remedies)
-    fits = f" What would make it fit: {remedies}." if remedies else ""
-    return (
-        f"step '{node.name}' needs about {gigabytes(needed)} on {'each' if node.work.devices > 1 else 'the'} card; "
-        f"{machine.card.name} gives a process {gigabytes(has)} of its {gigabytes(machine.card.memory_bytes)}.{fits}"
-    )
+    if needed > has:
+        yield (
+            f"step '{node.name}' needs about {gigabytes(needed)} on {'each' if node.work.devices > 1 else 'the'} card; "
+            f"{machine.card.name} gives a process {gigabytes(has)} of its {gigabytes(machine.card.memory_bytes)}."
+            f"{_remedies(node)}"
+        )
+    yield from _memory_shortage(node, node.work.host_memory_bytes)
 
 
-def _memory_shortage(node: Node) -> str | None:
-    """Return what a node lacks in the memory of this machine; of another's nothing is known where it has cards."""
-    machine = planned_machine()
-    if machine.card is not None and is_elsewhere():
-        return None
-    needed, available = needed_bytes(node, machine), available_memory_bytes()
-    if needed <= available:
-        return None
-    remedies = "; ".join(node.work.remedies)
-    return (
-        f"step '{node.name}' needs about {_amount(needed)} of memory; "
-        f"{_amount(available)} are available on this machine."
-        + (f" What would make it fit: {remedies}." if remedies else "")
-    )
+def _memory_shortage(node: Node, needed: int) -> Iterator[str]:
+    """Yield what a node lacks of this machine's own memory; of another's nothing is known where it has cards."""
+    if planned_machine().card is not None and is_elsewhere():
+        return
+    available = available_memory_bytes()
+    if needed > available:
+        yield (
+            f"step '{node.name}' needs about {_amount(needed)} of memory; "
+            f"{_amount(available)} are available on this machine.{_remedies(node)}"
+        )
+
+
+def _remedies(node: Node) -> str:
+    return f" What would make it fit: {'; '.join(node.work.remedies)}." if node.work.remedies else ""
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -43,7 +43,7 @@ def table(tmp_path, *nodes, device=None, usd_per_hour=None, assumed=()):
 def test_what_is_launched_shows_the_memory_of_a_card_and_the_price_of_all(tmp_path):
     node = model(flops=1e20, peak_memory_bytes=8 << 30, devices=16)
     text = table(tmp_path, node, device="16xh100-80gb", usd_per_hour=3.5)
-    assert "~8.00 GiB on each of 16 cards" in text
+    assert "~8.59 GB on each of 16 cards" in text
     hours, minutes, dollars = re.search(r"about (\d+) h (\d+) min of work, about \$(.*)", text).groups()
     took = int(hours) + int(minutes) / 60
     assert float(dollars) == pytest.approx(16 * 3.5 * took, rel=0.01)
@@ -126,6 +126,17 @@ def test_of_a_team_the_memory_is_that_of_each_card(tmp_path):
     text = table(tmp_path, accounted(devices=8), device="8xa100-40gb")
     assert "memory of 'taught' (train) on each of 8 cards" in text
     assert "needs about 64.6 GB on each card" in text
+
+
+def test_what_the_machine_holds_beside_its_card_is_told(tmp_path):
+    text = table(tmp_path, accounted(host_memory_bytes=24 * GB), device="h100-80gb")
+    assert "beside it the machine holds about 24.0 GB" in text and "refuse" not in text
+
+
+def test_every_step_that_does_not_fit_is_told(tmp_path):
+    nodes = [model(name, peak_memory_bytes=99 * GB) for name in ("one", "two")]
+    text = table(tmp_path, *nodes, device="h100-80gb")
+    assert text.count("`compress run` would refuse: step '") == 2
 
 
 def test_without_an_account_the_peak_alone_is_compared(tmp_path):

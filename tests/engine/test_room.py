@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import pytest
 
-from compress.engine.room import disk_full, disk_is_full, most_workers, shortage
+from compress.engine.room import disk_full, disk_is_full, most_workers, shortages
 from compress.machine import Machine, machine_named
 from compress.pipeline.plan import Node
 from compress.records import Work
@@ -62,6 +62,12 @@ assert CARD is not None
 HERE = Machine(card=CARD.model_copy(update={"name": "NVIDIA H100 80GB HBM3"}), num_cards=1)
 
 
+def shortage(nodes, root):
+    """What is lacking, where it is one thing at most."""
+    [said] = [*shortages(nodes, root)] or [None]
+    return said
+
+
 def node(launch=None, **work):
     config = Config(tokens=4096, launch=launch)
     return Node(
@@ -97,9 +103,16 @@ def test_more_processes_than_this_machine_has_cards_are_refused(with_a_card, tmp
     assert shortage([node(Launch(processes=1))], tmp_path) is None
 
 
-def test_a_disk_that_is_too_small_is_told_first(with_a_card, tmp_path):
-    said = shortage([node(peak_memory_bytes=99 * 10**9, disk_bytes=1 << 60)], tmp_path)
-    assert said is not None and said.startswith("the run will write")
+def test_what_a_machine_holds_beside_its_card_must_be_there_too(with_a_card, tmp_path):
+    said = shortage([node(peak_memory_bytes=8 * 10**9, host_memory_bytes=24 * 10**9)], tmp_path)
+    assert said is not None and said.startswith("step 'taught' needs about 22.4 GiB of memory; 9.3 GiB are")
+
+
+def test_all_that_is_lacking_is_told_the_disk_first(with_a_card, tmp_path):
+    said = [*shortages([node(peak_memory_bytes=99 * 10**9, disk_bytes=1 << 60)], tmp_path)]
+    assert said[0].startswith("the run will write") and said[1].startswith(
+        "step 'taught' needs about 99.0 GB"
+    )
 
 
 @pytest.mark.parametrize(("name", "workers"), [("l4", 16), ("t4", 12), ("h100-80gb", 16)])
