@@ -120,14 +120,6 @@ class Planned:
     """The inputs that are data on which the pipeline measures."""
 
 
-class PlannedInputs(dict[str, ModelSpec]):
-    """What `estimate` is told of a step's inputs: the specs of those that are models, and how long data's rows are."""
-
-    def __init__(self, specs: Mapping[str, ModelSpec], row_lengths: Mapping[str, int]) -> None:
-        super().__init__(specs)
-        self.row_lengths = row_lengths
-
-
 def row_length(inputs: Mapping[str, ModelSpec], name: str = "data", usual: int = 2_048) -> int:
     """Return how many tokens a row of an input has, where the plan knows, else what is usual."""
     return inputs.row_lengths.get(name, usual) if isinstance(inputs, PlannedInputs) else usual
@@ -219,7 +211,7 @@ class Step(Protocol):
         """Return the exact result from the settings alone. Raises `InputError` for an impossible target."""
 
     def estimate(self, spec: ModelSpec, config: Any, inputs: Mapping[str, ModelSpec]) -> Work:
-        """Return roughly what running takes. `inputs` are the specs of referenced models."""
+        """Return roughly what running takes. `inputs` are the specs of referenced models, see `texts_of` for data."""
 
     def rehearse(self, config: Any) -> Any:
         """Return the settings made tiny for ``--test``."""
@@ -228,11 +220,57 @@ class Step(Protocol):
         """Write the result into ``context.folder``."""
 
 
+@dataclass(frozen=True)
+class Text:
+    """Packed data, as far as its settings tell."""
+
+    row_tokens: int
+    rows: int | None
+    """``None`` is all there are."""
+
+
+class PlannedInputs(dict[str, ModelSpec]):
+    """What a step's estimate is told of its inputs: the specs of those that are models, by the setting that names them.
+
+    `texts` are those that are packed data.
+    """
+
+    def __init__(self, specs: Mapping[str, ModelSpec], texts: Mapping[str, Text]) -> None:
+        super().__init__(specs)
+        self.texts = texts
+
+    @property
+    def row_lengths(self) -> Mapping[str, int]:
+        """How many tokens a row of each text has."""
+        return {name: text.row_tokens for name, text in self.texts.items()}
+
+
+def texts_of(inputs: Mapping[str, ModelSpec]) -> Mapping[str, Text]:
+    """Return what is known of the packed data among a step's inputs; nothing where only specs were given."""
+    return inputs.texts if isinstance(inputs, PlannedInputs) else {}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model as its plan has it: what a measurement's estimate goes by."""
+
+    kind: str
+    """Of its artifact, such as ``hf`` or ``onnx``."""
+    spec: ModelSpec
+    specs: Mapping[str, ModelSpec]
+    """The spec of each input that is a model."""
+    texts: Mapping[str, Text]
+    """Each input that is packed data."""
+
+
 class Measure(Protocol):
     """A module that measures a model artifact through its backend."""
 
     Config: type[StepConfig]
     VERSION: int
+
+    def estimate(self, measured: Measured, config: Any) -> Work:
+        """Return roughly what measuring takes."""
 
     def measure(self, artifact: Artifact, config: Any, context: Context) -> list[Measurement]: ...
 

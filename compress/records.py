@@ -100,22 +100,49 @@ class MemoryItem(Record):
 
 
 class Work(Record):
-    """An estimate of what a step takes, made before it runs."""
+    """An estimate of what a step takes, made before it runs: amounts, of which `compress.speed` makes seconds."""
 
     flops: float = 0.0
+    """Of large matrix products in the format the device is fast in: bf16 on a card."""
+    exact_flops: float = 0.0
+    """Of large matrix products in fp32 or wider."""
+    bytes_moved: float = 0.0
+    """Read and written in the device's memory beside that: the weights at each step of generation, those rounded."""
+    num_calls: float = 0.0
+    """Operations that Python starts one by one: what small models and single tokens are bound by."""
+    disk_bytes_read: float = 0.0
+    serial_seconds: float = 0.0
+    """What takes as long on every machine: imports, the network."""
+    on_processor: bool = False
+    """Whether the processor does it even where there is a card."""
     peak_memory_bytes: int = 0
     """Of the process that works; of each device where `devices` are several."""
     disk_bytes: int = 0
     devices: int = 1
-    """How many share `flops` evenly: cards, or without them machines."""
-    on_processor: bool = False
-    """Whether the processor does it even where there is a card."""
+    """How many share the work evenly: cards, or without them machines. What is read and written, and what is
+    serial, they do not share."""
     memory: tuple[MemoryItem, ...] = ()
     """What `peak_memory_bytes` is the sum of, where that was accounted for."""
     host_memory_bytes: int = 0
     """What a machine with cards holds beside them; 0 where that is not known, or there are no cards."""
     remedies: tuple[str, ...] = ()
     """What would take less memory, and how much less, what costs least first."""
+
+    def plus(self, other: "Work") -> "Work":
+        """Return this work with another done after it: amounts add up, the larger peak of memory stays."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _AMOUNTS}
+        peak = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        return self.model_copy(update={**sums, "peak_memory_bytes": peak})
+
+    def times(self, number: float) -> "Work":
+        """Return this work done so many times over; its memory and what stays on disk are the same."""
+        amounts = {name: number * getattr(self, name) for name in _AMOUNTS if name != "disk_bytes"}
+        return self.model_copy(update=amounts)
+
+
+_AMOUNTS = (
+    "flops", "exact_flops", "bytes_moved", "num_calls", "disk_bytes_read", "serial_seconds", "disk_bytes"
+)  # fmt: skip
 
 
 class Measurement(Record):

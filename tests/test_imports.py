@@ -17,6 +17,7 @@ FOUNDATION = {
     "digests",
     "environment",
     "machine",
+    "speed",
     "nvml",
     "accelerators",
     "cards",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from compress.plugins import StepConfig
+from compress.plugins import StepConfig, Text
 from compress.records import Artifact, JsonValue, ModelSpec, Record, Work
 
 Role = Literal["original", "student", "baseline", "data", "internal", "measurement"]
@@ -46,6 +46,12 @@ class Node(Record):
     def is_model(self) -> bool:
         """Whether the node is one of the pipeline's own models: shown in the report, and measured."""
         return self.role in ("original", "student", "baseline")
+
+    @property
+    def text(self) -> Text | None:
+        """What is known of packed data before they are there."""
+        length = getattr(self.config, "sequence_length", None)
+        return None if length is None else Text(int(length), getattr(self.config, "wanted_rows", None))
 
     @property
     def num_tokens(self) -> int | None:

@@ -16,7 +16,7 @@ from compress.pipeline import encoders, origin
 from compress.pipeline.keys import ingredients
 from compress.pipeline.plan import Node, Plan, Role
 from compress.pipeline.schema import Baseline, Evaluate, Pipeline, StepEntry
-from compress.plugins import Prepared, StepConfig
+from compress.plugins import Measured, PlannedInputs, Prepared, StepConfig
 from compress.records import Artifact, ModelSpec, Work
 
 
@@ -283,13 +283,15 @@ class Builder:
         before = self.nodes[parent].spec if parent else None
         specs = {field: spec for field, node in inputs.items() if (spec := self.nodes[node].spec)}
         spec = module.predict(before, config) if hasattr(module, "predict") else None
-        lengths = {
-            field: length
-            for field, node in inputs.items()
-            if (length := getattr(self.nodes[node].config, "sequence_length", None))
-        }
-        given = plugins.PlannedInputs(specs, lengths)
-        return spec, module.estimate(before, config, given) if hasattr(module, "estimate") else Work()
+        if not hasattr(module, "estimate"):
+            return spec, Work()
+        texts = {field: text for field, name in inputs.items() if (text := self.nodes[name].text)}
+        if not hasattr(module, "measure"):
+            return spec, module.estimate(before, config, PlannedInputs(specs, texts))
+        assert parent is not None
+        if before is None:
+            return spec, Work()
+        return spec, module.estimate(Measured(self.nodes[parent].kind, before, specs, texts), config)
 
     def _is_about(self, module: Any, config: StepConfig, parent: str | None) -> bool:
         """Return whether the predicted spec is a guess: the shape is measured, here or where it comes from."""

@@ -10,7 +10,7 @@ from compress import plugins
 from compress.distill import step as distill
 from compress.machine import Card, Machine, planning_for
 from compress.models.layout import spec_from_config
-from compress.plugins import PlannedInputs
+from compress.plugins import PlannedInputs, Text
 from compress.records import ModelSpec, Work
 from tests.models.tiny import tiny_config
 
@@ -46,10 +46,10 @@ def recovery(
         settings = {name: value for name, value in entry.items() if name not in ("name", "use", "from")}
         if entry["use"] == "distill":
             settings = {k: v for k, v in settings.items() if k not in without} | changes
-            lengths = {"data": pipeline["data"]["recovery"]["sequence_length"]}
+            texts = {"data": Text(pipeline["data"]["recovery"]["sequence_length"], rows=None)}
             with planning_for(Machine(card=card(memory_bytes), num_cards=num_cards)):
                 return distill.estimate(
-                    spec, distill.Config(**settings), PlannedInputs({"teacher": teacher}, lengths)
+                    spec, distill.Config(**settings), PlannedInputs({"teacher": teacher}, texts)
                 )
         module = plugins.step(entry["use"])
         spec = module.predict(spec, module.Config(**settings))
