@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from compress.models.effort import opening, reading
 from compress.plugins import Context, DataRef, StepConfig
 from compress.quantities import Count
 from compress.records import Artifact, ModelSpec, Outcome, Work
@@ -20,6 +21,8 @@ INTERNAL = True
 
 BYTES_PER_TOKEN = 130
 """About what a token takes with the default settings and a vocabulary of 128k."""
+PASSES_OVER_LOGITS = 15
+BATCH_TOKENS = 4096
 HELD_OUT_BYTES_PER_TOKEN = 250
 """The same of a token of held-out text."""
 
@@ -89,11 +92,15 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
     Of first rows only, it is at most that: how long a row is cannot be seen here.
     """
     tokens = config.tokens or config.most_tokens
-    return Work(
-        flops=2.0 * spec.num_parameters * tokens,
+    read = opening(spec).plus(reading(spec, tokens, BATCH_TOKENS))
+    # Each distribution is sorted out once: the likeliest ids, and a few drawn among the others.
+    logits = tokens * PASSES_OVER_LOGITS * 4.0 * int(spec.config.get("vocab_size") or 0)
+    beside = Work(
+        bytes_moved=logits,
         peak_memory_bytes=500 * 2**20 + spec.weight_bytes,
         disk_bytes=(BYTES_PER_TOKEN if config.first_rows is None else HELD_OUT_BYTES_PER_TOKEN) * tokens,
     )
+    return read.plus(beside)
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

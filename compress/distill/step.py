@@ -17,10 +17,11 @@ from compress.distill import cache_teacher
 from compress.distill.cache_teacher import CacheSettings
 from compress.distill.divergences import chosen, named
 from compress.distill.worth import cache_advice, own_teacher_advice
-from compress.plugins import Context, ModelRef, Planned, Prepared, row_length
+from compress.plugins import Context, ModelRef, Planned, Prepared, row_length, texts_of
 from compress.records import Artifact, JsonValue, MemoryItem, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
 from compress.train.cost import PROCESS_BYTES, training_work
+from compress.train.duration import timed
 from compress.train.memory_account import Teaching, total
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
@@ -148,12 +149,13 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what the training takes, the teacher's forward passes included unless they are cached."""
-    teacher, length = inputs.get("teacher"), row_length(inputs)
+    teacher, length, texts = inputs.get("teacher"), row_length(inputs), texts_of(inputs)
+    if teacher is not None and config.cache_teacher is None:
+        work = training_work(spec, config, taught_by(teacher, config), length)
+        return timed(work, spec, config, teacher, texts)
+    work = timed(training_work(spec, config, sequence_length=length), spec, config, None, texts)
     if teacher is None:
-        return training_work(spec, config, sequence_length=length)
-    if config.cache_teacher is None:
-        return training_work(spec, config, taught_by(teacher, config), length)
-    work = training_work(spec, config, sequence_length=length)
+        return work
     # Weights and two gradients of the student, while both ways of learning are compared.
     compared = (
         MemoryItem(name="student's weights and two gradients (fp32)", num_bytes=12 * spec.num_parameters),

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from compress.plugins import Context, Planned, row_length
+from compress.plugins import Context, Planned, row_length, texts_of
 from compress.records import Artifact, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
 from compress.train.cost import training_work
+from compress.train.duration import timed
+from compress.train.duration import timed
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
 VERSION = 2
@@ -24,7 +26,8 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what the training takes."""
-    return training_work(spec, config, sequence_length=row_length(inputs))
+    work = training_work(spec, config, sequence_length=row_length(inputs))
+    return timed(work, spec, config, None, texts_of(inputs))
 
 
 def advise(steps: Sequence[Planned]) -> list[str]:
