@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from compress import plugins
 from compress.errors import InputError
+from compress.records import ModelSpec, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class Importance(Protocol):
         A metric that scores layers may also have ``keep(scores, count) -> list[int]``, which layers stay when `count`
         do; without it, those with the highest scores stay. ``TOKENS``: at most so many tokens are read.
         ``NEEDS_GRADIENT = True``: it is called outside inference mode. ``passes(num_layers) -> float``: as how many
-        forward passes it takes, where that is not one.
+        forward passes it takes, where that is not one. ``beside(spec, tokens) -> Work``: what it takes beside these.
         """
 
 
@@ -50,6 +51,13 @@ def passes_taken(metric: Importance, num_layers: int) -> float:
     """Return as how many forward passes over the text a metric takes."""
     passes = getattr(metric, "passes", None)
     return float(passes(num_layers)) if passes else 1.0
+
+
+def work_beside(metric: Importance, spec: ModelSpec, tokens: int) -> Work:
+    """Return what a metric takes beside its passes."""
+    beside = getattr(metric, "beside", None)
+    work: Work = beside(spec, tokens) if beside else Work()
+    return work
 
 
 def tokens_read(metric: Importance, asked: int) -> int:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from compress.models.layout import layout
 from compress.plugins import Context
-from compress.prune.interface import importance, needs_gradient, passes_taken, tokens_read
-from compress.prune.planning import calibrated_work
+from compress.prune.interface import importance, needs_gradient, passes_taken, tokens_read, work_beside
+from compress.prune.planning import calibrated_work, is_streamed, known_tokens
 from compress.prune.settings import SCORES, ScoreSettings
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
@@ -23,12 +23,12 @@ def predict(spec: ModelSpec, config: Config) -> None:
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
-    """Return the work of the metric's passes over the calibration data."""
+    """Return the work of the metric's passes over the calibration data, and of what it makes of them."""
     metric = importance(config.importance, ())
     passes = passes_taken(metric, layout(spec.config).num_layers)
-    tokens = tokens_read(metric, config.tokens)
-    work = calibrated_work(spec, spec, tokens, passes, streamed=config.memory != "ram")
-    return work.model_copy(update={"disk_bytes": 0})
+    tokens = tokens_read(metric, known_tokens(config.tokens, inputs))
+    work = calibrated_work(spec, spec, tokens, passes, is_streamed(spec, config.memory))
+    return work.plus(work_beside(metric, spec, tokens)).model_copy(update={"disk_bytes": 0})
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

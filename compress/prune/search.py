@@ -13,16 +13,19 @@ from collections.abc import Mapping
 
 from pydantic import Field, field_validator, model_validator
 
+from compress.machine import planned_machine
+from compress.models.effort import flops_per_token, opening
 from compress.models.layout import Layout, layout
 from compress.plugins import Context, DataRef, ModelRef, Prepared
 from compress.prune.interface import Unit, importance
-from compress.prune.planning import REFITS, calibrated_work, float_bytes, pruned_spec
+from compress.prune.planning import float_bytes, is_streamed, known_tokens, pruned_spec, pruning_work, trying
 from compress.prune.probe import TrialSettings, wanted_scores
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, shape_for
 from compress.prune.timings import check_can_be_timed, wanted_timings, with_latency
 from compress.quantities import Count
 from compress.records import Artifact, ModelSpec, Outcome, Work
+from compress.speed import start_seconds
 
 VERSION = 1
 ACCEPTS = ("hf",)
@@ -103,19 +106,29 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what probes and candidates take, and the final refit."""
     after, before = predict(spec, config), layout(spec.config)
-    final = calibrated_work(
-        spec, after, config.tokens, REFITS if config.compensate else 1.0, config.memory == "stream"
+    final = pruning_work(
+        spec, after, known_tokens(config.tokens, inputs), config.compensate, is_streamed(spec, config.memory)
     )
     axes = config.axes or ("layers", *default_axes(before))
     trials = PROBES_AN_AXIS * len(axes) + config.candidates
-    flops = final.flops + trials * 2.0 * spec.num_parameters * config.tokens_for(before) * (REFITS + 1)
-    disk = final.disk_bytes
-    if config.recover_tokens is not None:
-        teacher = inputs.get("teacher", spec)
-        each = 6.0 * after.num_parameters + 2.0 * teacher.num_parameters
-        flops += config.candidates * config.recover_tokens * each
-        disk *= 1 + 2 * config.candidates
-    return final.model_copy(update={"flops": flops, "disk_bytes": disk})
+    # Each submission is a process of its own, which opens the model again.
+    submitted = opening(spec).plus(Work(serial_seconds=start_seconds(Work(), planned_machine())))
+    tried = (
+        trying(spec, known_tokens(config.tokens_for(before), inputs))
+        .times(trials)
+        .plus(submitted.times(len(axes) + config.candidates))
+    )
+    work = final.plus(tried)
+    if config.recover_tokens is None:
+        return work
+    teacher = inputs.get("teacher", spec)
+    each = 3.0 * flops_per_token(after) + flops_per_token(teacher)
+    recovery = Work(
+        flops=config.recover_tokens * each, disk_bytes_read=after.weight_bytes + teacher.weight_bytes
+    )
+    recovery = recovery.plus(submitted.times(2)).times(config.candidates)
+    kept = Work(disk_bytes=2 * config.candidates * final.disk_bytes)
+    return work.plus(recovery).plus(kept)
 
 
 def rehearse(config: Config) -> Config:

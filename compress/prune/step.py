@@ -10,7 +10,7 @@ from pydantic import Field
 from compress.models.layout import Layout, layout
 from compress.plugins import Context, Prepared
 from compress.prune.interface import Unit, importance
-from compress.prune.planning import REFITS, calibrated_work, float_bytes, pruned_spec
+from compress.prune.planning import float_bytes, is_streamed, known_tokens, pruned_spec, pruning_work
 from compress.prune.settings import CompensationSettings, ScoreSettings
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, explicit_shape, shape_for
@@ -68,8 +68,8 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return the work of refitting what stays."""
-    passes = REFITS if config.compensate else 0.0
-    return calibrated_work(spec, predict(spec, config), config.tokens, passes, config.memory == "stream")
+    tokens, streamed = known_tokens(config.tokens, inputs), is_streamed(spec, config.memory)
+    return pruning_work(spec, predict(spec, config), tokens, config.compensate, streamed)
 
 
 def rehearse(config: Config) -> Config:

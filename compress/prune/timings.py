@@ -16,13 +16,14 @@ from pydantic import Field
 
 from compress.environment import hardware_fingerprint
 from compress.errors import InputError
+from compress.models.effort import opening, writing
 from compress.models.layout import Layout, is_encoder
 from compress.plugins import Context, Prepared, StepConfig
 from compress.prune.interface import Unit
 from compress.prune.shapes import Shapes
 from compress.prune.target import Target, possible_shapes
 from compress.quantities import Count
-from compress.records import Artifact, JsonValue, Outcome
+from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
 
 if TYPE_CHECKING:
     from compress.prune.shapes import Numbers
@@ -31,6 +32,9 @@ VERSION = 1
 ACCEPTS = ("hf",)
 PRODUCES = "timings"
 INTERNAL = True
+
+TIMED_SHAPES, TIMED_TOKENS = 16, 50
+"""About how many, and the tokens each writes over all rounds."""
 
 
 class Config(StepConfig):
@@ -119,6 +123,11 @@ def with_latency(
         "parent_measured": whole,
     }
     return outcome.model_copy(update={"facts": {**outcome.facts, "latency_ms": latency}})
+
+
+def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
+    """Return about what timing a few shapes takes, each no larger than the parent."""
+    return opening(spec).plus(writing(spec, 1, config.context, TIMED_TOKENS)).times(TIMED_SHAPES)
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

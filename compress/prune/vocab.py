@@ -14,7 +14,7 @@ from compress.errors import InputError
 from compress.models.layout import Layout, layout
 from compress.models.spec import read_spec
 from compress.plugins import Context, DataRef, StepConfig
-from compress.prune.planning import pruned_spec
+from compress.prune.planning import START_SECONDS, pruned_spec
 from compress.prune.target import TOLERANCE, Budget, parse_budget
 from compress.quantities import format_count
 from compress.records import Artifact, ModelSpec, Outcome, Work
@@ -95,7 +95,14 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
     """Return the work of reading and writing the weights, one tensor in memory at a time."""
     after = predict(spec, config)
     largest = max(tensor.num_bytes for tensor in spec.tensors.values())
-    return Work(peak_memory_bytes=2 * largest, disk_bytes=after.weight_bytes)
+    return Work(
+        peak_memory_bytes=2 * largest,
+        disk_bytes=after.weight_bytes,
+        disk_bytes_read=spec.weight_bytes,
+        bytes_moved=spec.weight_bytes + after.weight_bytes,
+        serial_seconds=START_SECONDS,
+        on_processor=True,
+    )
 
 
 def rehearse(config: Config) -> Config:

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from compress import plugins
 from compress.errors import InputError
+from compress.models.effort import flops_per_token
 from compress.models.layerwise import LayerwiseModel
 from compress.models.layout import layout
 from compress.models.spec import read_spec
@@ -14,6 +15,7 @@ from compress.prune.backward import LossGradient
 from compress.prune.importance import contiguous_block, iterative_loss
 from compress.prune.interface import importance
 from compress.prune.settings import SCORES, ScoreSettings
+from compress.records import Work
 from tests.fakes import FakeContext
 from tests.models.tiny import FAMILIES, write_tiny
 from tests.prune.checkpoints import calibration, observed, parent_of, scored, tiny_parent
@@ -127,7 +129,9 @@ def test_the_estimate_counts_the_layers_that_run(name, tmp_path, monkeypatch):
     scored(name, text)
     passes = len(runs) / (4 * len(text.batches)) + (2 if name == "gradient" else 0)  # backward is two
     work = score_step.estimate(parent.spec, ScoreSettings(importance=name, tokens=text.num_tokens), {})
-    expected = 2 * parent.spec.num_parameters * text.num_tokens * passes
+    beside = getattr(plugins.load("prune.importance", name), "beside", lambda *_: Work())
+    expected = text.num_tokens * passes * flops_per_token(parent.spec)
+    expected += beside(parent.spec, text.num_tokens).flops
     rel = 0.3 if name == "iterative_loss" else 1e-9  # depends on which layers go
     assert work.flops == pytest.approx(expected, rel=rel)
 

@@ -11,7 +11,9 @@ Costs more than `output_energy`: whole Gram matrices, ``O(F³)`` a layer.
 
 from typing import TYPE_CHECKING
 
+from compress.models.layout import layout
 from compress.prune.interface import Unit
+from compress.records import ModelSpec, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,26 @@ UNITS: tuple[Unit, ...] = ("hidden", "ffn", "kv_groups", "heads", "experts", "ex
 
 DAMPING = 1e-2
 """λ as a share of an input's mean energy; the order it gives does not depend on how much text there is."""
+
+
+CALLS_PER_REMOVAL = 25
+"""Operations for every unit that is eliminated: one after the other, since each looks at what the last one left."""
+
+
+def beside(spec: ModelSpec, tokens: int) -> Work:
+    """Gram matrices of what attention's and the FFN's output maps read, and removing all of it, unit by unit.
+
+    Inverting n inputs takes 2 n³, and the rounds of removals about as much for each of the two matrices.
+    """
+    shape = layout(spec.config)
+    query, ffn = shape.num_heads * shape.head_dim, shape.ffn
+    sums = sum(2.0 * n * n * (tokens + shape.hidden) for n in (query, ffn))
+    removals = 6.0 * (2 * query**3 + ffn**3)  # attention's twice: groups, and heads inside them
+    units = shape.num_kv_heads + shape.num_heads + ffn
+    return Work(
+        exact_flops=shape.num_layers * (sums + removals),
+        num_calls=shape.num_layers * units * CALLS_PER_REMOVAL,
+    )
 
 
 def score(calibration: "Calibration") -> "dict[Unit, Tensor]":

@@ -10,7 +10,10 @@ higher; ``TOKENS`` of the text are enough to rank: every round reads them again.
 
 from typing import TYPE_CHECKING
 
+from compress.models.effort import num_layers
 from compress.prune.interface import Unit
+from compress.prune.planning import judging
+from compress.records import ModelSpec, Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +29,12 @@ def passes(num_layers: int) -> float:
     """A round runs, for each of n layers left, what follows it: n(n-1)/2 layers; and what follows the one that went."""
     rounds = range(2, num_layers + 1)
     return 2 + sum(n * (n - 1) / 2 + n / 2 for n in rounds) / num_layers
+
+
+def beside(spec: ModelSpec, tokens: int) -> Work:
+    """Every layer left is judged in every round: n(n+1)/2 times all predictions, and once those of the whole model."""
+    layers = num_layers(spec)
+    return judging(spec, tokens, 1 + layers * (layers + 1) / 2)
 
 
 def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
