@@ -7,7 +7,7 @@ model that learns from these rows is to be spoken to in it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -17,7 +17,8 @@ from compress.data.files import read_text
 from compress.data.sources import is_endless
 from compress.errors import InputError
 from compress.plugins import Context, StepConfig
-from compress.records import Artifact, JsonValue, Outcome
+from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
+from compress.speed import NETWORK_BYTES_PER_SECOND
 
 if TYPE_CHECKING:
     from compress.data.encode import Encoded, Encoder
@@ -26,6 +27,15 @@ VERSION = 5
 ACCEPTS = ("tokenizer", "hf")
 PRODUCES = "tokens"
 
+SUPPOSED_TOKENS = 10**7
+"""Where nothing says how many there are."""
+FLOPS_PER_TOKEN = 1.5e5
+"""What a core could do while it tokenizes one token of text: 2.5 µs, measured with a vocabulary of a thousand."""
+SERIAL_SECONDS_PER_TOKEN = 7e-7
+FETCHED_BYTES_PER_TOKEN = 2.5
+"""Of a compressed data set on the hub."""
+STORED_BYTES_PER_TOKEN = 4
+START_SECONDS = 1.5
 REPORT_EVERY = 256
 """Documents between two reports of progress."""
 
@@ -51,6 +61,24 @@ class Config(StepConfig):
         """Rows to make at most; ``None`` is all there are."""
         from_tokens = None if self.tokens is None else -(-self.tokens // self.sequence_length)
         return min((rows for rows in (self.samples, from_tokens) if rows is not None), default=None)
+
+
+def estimate(spec: ModelSpec | None, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
+    """Return about what tokenizing takes: on all cores, but for what Python does with the ids."""
+    rows = config.wanted_rows
+    tokens = SUPPOSED_TOKENS if rows is None else rows * config.sequence_length
+    fetched = tokens * FETCHED_BYTES_PER_TOKEN / NETWORK_BYTES_PER_SECOND if _is_fetched(config) else 0.0
+    return Work(
+        flops=tokens * FLOPS_PER_TOKEN,
+        serial_seconds=START_SECONDS + tokens * SERIAL_SECONDS_PER_TOKEN + fetched,
+        disk_bytes=STORED_BYTES_PER_TOKEN * tokens,
+        on_processor=True,
+    )
+
+
+def _is_fetched(config: Config) -> bool:
+    sources = [config.source, *(part.get("source") for part in config.settings.get("parts") or ())]
+    return "hf" in sources
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

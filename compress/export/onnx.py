@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from compress.errors import InputError
+from compress.models.effort import num_layers
 from compress.models.family import option
 from compress.models.layout import Layout, layout
 from compress.models.spec import read_spec
@@ -27,6 +28,12 @@ PRODUCES = "onnx"
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 BLOCKS = (16, 32, 64, 128, 256)
 """How many inputs may share a scale in a `MatMulNBits` node."""
+BYTES_PER_WEIGHT = 150
+"""Read and written for each weight: to fp32, rounded or repacked, and compared in both models."""
+START_SECONDS = 5.0
+"""To import the exporter and trace a model."""
+SECONDS_PER_LAYER = 0.8
+"""To trace a layer, and to simplify it in the graph."""
 INT8_BLOCK = 32
 """The largest block our own rounding to 8 bits uses."""
 
@@ -95,6 +102,10 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
     result = predict(spec, config).weight_bytes
     return Work(
         flops=2 * 2 * 200.0 * spec.num_parameters,
+        bytes_moved=BYTES_PER_WEIGHT * spec.num_parameters + 6.0 * result,
+        disk_bytes_read=spec.weight_bytes + 2.0 * result,
+        serial_seconds=START_SECONDS + SECONDS_PER_LAYER * num_layers(spec),
+        on_processor=True,
         peak_memory_bytes=4 * spec.num_parameters + 2 * result,
         disk_bytes=result,
     )

@@ -26,7 +26,7 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return the size of the copy (hard links take none, but may be impossible)."""
-    return Work(disk_bytes=spec.weight_bytes)
+    return Work(disk_bytes=spec.weight_bytes, serial_seconds=1.0, on_processor=True)
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

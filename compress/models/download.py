@@ -14,11 +14,15 @@ from pydantic import Field
 from compress.errors import InputError
 from compress.plugins import Context, StepConfig
 from compress.records import Artifact, ModelSpec, Outcome, Work
+from compress.speed import NETWORK_BYTES_PER_SECOND
 
 VERSION = 1
 ACCEPTS: tuple[str, ...] = ()
 PRODUCES = "hf"
 PUBLISHED = Path(__file__).with_name("published.json")
+
+START_SECONDS = 3.0
+"""To ask the hub for its files, one by one."""
 
 
 class Config(StepConfig):
@@ -80,8 +84,9 @@ def predict(spec: ModelSpec | None, config: Config) -> ModelSpec:
 
 
 def estimate(spec: ModelSpec | None, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
-    """Return what the download takes on disk."""
-    return Work(disk_bytes=predict(spec, config).weight_bytes)
+    """Return what the download takes on disk, and on a line of about a gigabit."""
+    size = predict(spec, config).weight_bytes
+    return Work(disk_bytes=size, serial_seconds=START_SECONDS + size / NETWORK_BYTES_PER_SECOND)
 
 
 def run(parent: Artifact | None, config: Config, context: Context) -> Outcome:
