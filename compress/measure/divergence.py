@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from compress.errors import DoesNotFit, StepFailed
-from compress.plugins import Context, StepConfig
-from compress.records import Artifact, Measurement
+from compress.models.effort import opening, reading
+from compress.plugins import Context, Measured, StepConfig
+from compress.records import Artifact, Measurement, Work
+from compress.speed import seconds_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+SUPPOSED_ROWS = 1000
+"""Rows, where neither the data nor the settings say how many."""
+PASSES_OVER_LOGITS = 12
+"""How often logits are read or written, in fp32: log-probabilities of both models, their divergence, the likeliest."""
+START_SECONDS = 1.0
+"""To import and load tokenizers, and cut the text anew."""
+
 
 class Config(StepConfig):
     """How much text is read."""
@@ -34,6 +43,24 @@ class Config(StepConfig):
     """Sequences of the text, from its beginning; all when not given."""
     batch_size: int = Field(default=16, ge=1)
     """Sequences at once. Part of the result (the last bits differ), so the same for every model."""
+
+
+def estimate(measured: Measured, config: Config) -> Work:
+    """Return about what reading the text takes, the original beside it."""
+    text = measured.texts["text"]
+    rows = min((n for n in (config.sequences, text.rows) if n is not None), default=SUPPOSED_ROWS)
+    tokens, batch, span = rows * text.row_tokens, config.batch_size * text.row_tokens, text.row_tokens / 2
+    models = [measured.spec, *(spec for field, spec in measured.specs.items() if field == "original")]
+    passes = [opening(spec).plus(reading(spec, tokens, batch, span)) for spec in models]
+    logits = tokens * sum(
+        PASSES_OVER_LOGITS * 4.0 * int(spec.config.get("vocab_size") or 0) for spec in models
+    )
+    own = passes[0].plus(Work(bytes_moved=logits, serial_seconds=START_SECONDS))
+    if measured.kind != "onnx":
+        return own if len(passes) == 1 else own.plus(passes[1])
+    # The runtime is the processor's; the original is read where it always is.
+    beside = sum(seconds_of(work) for work in passes[1:])
+    return own.plus(Work(serial_seconds=beside)).model_copy(update={"on_processor": True})
 
 
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:

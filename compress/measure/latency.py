@@ -8,16 +8,19 @@ itself: alone).
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+from functools import partial, reduce
 from itertools import product
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from compress.errors import InputError
+from compress.machine import planned_machine
 from compress.measure.statistics import ratio_interval
-from compress.plugins import Context, StepConfig
-from compress.records import Artifact, Measurement
+from compress.models.effort import opening, writing
+from compress.models.layout import is_encoder
+from compress.plugins import Context, Measured, StepConfig
+from compress.records import Artifact, Measurement, ModelSpec, Work
 
 if TYPE_CHECKING:
     from compress.backends.interface import Backend, OpenOptions
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 VERSION = 2
 
 SAMPLES = "samples.json"
+START_SECONDS = 1.0
+"""To import the runtimes."""
 
 FEWEST_ROUNDS = 3
 """Two rounds agree by accident often enough that their interval says little."""
@@ -46,6 +51,26 @@ class Config(StepConfig):
     """Untimed rounds after opening."""
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads of the runtimes; torch's own choice when not given."""
+
+
+def estimate(measured: Measured, config: Config) -> Work:
+    """Return about what all rounds of all models take, warm-up included."""
+    models = [measured.spec, *measured.specs.values()]
+    new_tokens = 1 if is_encoder(measured.spec.config) else config.new_tokens
+    # The original is timed where the model's own runtime is: beside an ONNX export on the processor.
+    on_processor = measured.kind == "onnx" or planned_machine().card is None
+    rounds = [_rounds(spec, config, new_tokens, recorded=not on_processor) for spec in models]
+    timed = reduce(Work.plus, rounds, Work(serial_seconds=START_SECONDS))
+    return timed.model_copy(update={"on_processor": on_processor})
+
+
+def _rounds(spec: ModelSpec, config: Config, new_tokens: int, recorded: bool) -> Work:
+    """Return what a model's turns take. On a card a token's operations are recorded, and then started as one."""
+    work = opening(spec)
+    for batch, prompt in product(config.batch_sizes, config.prompt_tokens):
+        answer = writing(spec, batch, prompt, new_tokens, recorded)
+        work = work.plus(answer.times(config.repeats + config.warm_up))
+    return work
 
 
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from compress.plugins import Context, StepConfig
-from compress.records import Artifact, Measurement
+from compress.models.effort import opening, writing
+from compress.models.layout import is_encoder
+from compress.plugins import Context, Measured, StepConfig
+from compress.records import Artifact, Measurement, Work
 
 if TYPE_CHECKING:
     from compress.meters.timing import Shape
 
 VERSION = 1
+
+START_SECONDS = 1.0
+"""To import the runtime."""
 
 
 class Config(StepConfig):
@@ -27,6 +32,14 @@ class Config(StepConfig):
     """Tokens read before the first is written."""
     new_tokens: int = Field(default=32, ge=2)
     """Tokens written."""
+
+
+def estimate(measured: Measured, config: Config) -> Work:
+    """Return about what opening and the largest shape take."""
+    new_tokens = 1 if is_encoder(measured.spec.config) else config.new_tokens
+    answer = writing(measured.spec, max(config.batch_sizes), max(config.prompt_tokens), new_tokens)
+    work = opening(measured.spec).plus(answer).plus(Work(serial_seconds=START_SECONDS))
+    return work.model_copy(update={"on_processor": measured.kind == "onnx"})
 
 
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from compress.data.task_lengths import EvaluationLength, evaluation_length
+from compress.data.world import DEMO_TASKS
 from compress.measure.accuracy import accuracy_measurements
 from compress.measure.items import read_items, write_items
-from compress.plugins import Context, StepConfig
-from compress.records import Artifact, Generation, Measurement
+from compress.models.effort import opening, reading, writing
+from compress.plugins import Context, Measured, StepConfig
+from compress.records import Artifact, Generation, Measurement, ModelSpec, Work
 
 if TYPE_CHECKING:
     from compress.meters.lm_eval_model import BackendLM
@@ -22,6 +25,15 @@ if TYPE_CHECKING:
 VERSION = 1
 
 GENERATIONS = "generations.json"
+
+PROMPT_TOKENS = 16
+"""Of a prompt for the report."""
+TASKS_SECONDS = 3.0
+"""To import lm-eval and find tasks."""
+FETCH_SECONDS = 8.0
+"""To load a task that is not the demo's, its data included."""
+SECONDS_PER_ROW = 5e-4
+"""To render, tokenize and judge an item, or one of its answers."""
 
 
 class Config(StepConfig):
@@ -41,6 +53,31 @@ class Config(StepConfig):
     """Beginnings the model continues greedily, for the report."""
     new_tokens: int = Field(default=32, ge=1)
     """How far it continues them."""
+
+
+def estimate(measured: Measured, config: Config) -> Work:
+    """Return about what answering takes; how long items are is known of popular tasks (`data.task_lengths`)."""
+    length = evaluation_length(config.tasks, config.samples, config.few_shot)
+    row_tokens = length.read_tokens / max(1.0, length.rows)
+    batch = config.batch_size
+    work = opening(measured.spec).plus(
+        reading(measured.spec, length.read_tokens, batch * row_tokens, row_tokens / 2)
+    )
+    # Answers in the model's own words, and prompts to go on with: batches of both, one token after the other.
+    if length.new_tokens:
+        work = work.plus(_written(measured.spec, batch, length))
+    if config.prompts:
+        work = work.plus(writing(measured.spec, len(config.prompts), PROMPT_TOKENS, config.new_tokens))
+    seconds = TASKS_SECONDS + SECONDS_PER_ROW * (length.rows + length.items)
+    seconds += sum(FETCH_SECONDS for task in config.tasks if task not in DEMO_TASKS)
+    return work.plus(Work(serial_seconds=seconds)).model_copy(
+        update={"on_processor": measured.kind == "onnx"}
+    )
+
+
+def _written(spec: ModelSpec, batch: int, length: EvaluationLength) -> Work:
+    prompt, new = int(length.prompt_tokens / length.items), int(length.new_tokens / length.items)
+    return writing(spec, batch, prompt, new).times(length.items / batch)
 
 
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:

@@ -1,0 +1,132 @@
+"""What measuring is planned to take, against what it does."""
+
+import pytest
+
+from compress.data.task_lengths import LENGTHS, UNKNOWN, evaluation_length
+from compress.machine import Card, Machine, planning_for
+from compress.measure import divergence, latency, memory, quality
+from compress.models.effort import flops_per_token, opened_bytes, writing
+from compress.models.layout import spec_from_config
+from compress.plugins import Measured, Text
+from compress.speed import DISK_BYTES_PER_SECOND, seconds_of
+
+LLAMA_8B = spec_from_config(
+    {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256, "hidden_size": 4096,
+        "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+    "BF16",
+)  # fmt: skip
+H100 = Machine(
+    card=Card(
+        name="H100",
+        memory_bytes=85 * 10**9,
+        bf16_flops_per_second=989e12,
+        memory_bytes_per_second=3.35e12,
+        link_bytes_per_second=4.5e11,
+    ),
+    num_cards=1,
+)
+TEXT = {"text": Text(row_tokens=2048, rows=64)}
+
+
+def measured(kind="hf", original=False):
+    return Measured(kind, LLAMA_8B, {"original": LLAMA_8B} if original else {}, TEXT)
+
+
+def test_a_forward_pass_takes_two_flops_a_weight_the_token_meets_and_attention():
+    met = LLAMA_8B.num_parameters - 128_256 * 4096
+    assert flops_per_token(LLAMA_8B, span=0) == 2 * met
+    assert flops_per_token(LLAMA_8B, span=1000) == 2 * met + 4 * 32 * 4096 * 1000
+
+
+def test_only_the_experts_that_are_asked_count():
+    config = {
+        "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 1000, "hidden_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96,
+    }  # fmt: skip
+    spec = spec_from_config(config, "F32")
+    idle = 2 * 6 * 3 * 64 * 96  # layers, experts, matrices
+    assert flops_per_token(spec, span=0) == 2 * (spec.num_parameters - 1000 * 64 - idle)
+
+
+def test_what_is_read_of_a_task_is_its_items_answers_and_examples():
+    task = LENGTHS["hellaswag"]
+    all_of_it = evaluation_length(["hellaswag"])
+    assert all_of_it.read_tokens == task.items * task.rows * task.row_tokens
+    some = evaluation_length(["hellaswag"], samples=100)
+    assert some.read_tokens == 100 * task.rows * task.row_tokens and some.rows == 400
+    assert evaluation_length(["hellaswag"], 100, few_shot=5).read_tokens == 6 * some.read_tokens
+    assert evaluation_length(["of my own"], 100).rows == 100 * UNKNOWN.rows
+    assert evaluation_length(["hellaswag", "of my own"], 100).rows == 800
+    assert evaluation_length([]).rows == 0
+
+
+def test_tasks_that_are_answered_in_words_take_every_token_by_itself():
+    read, written = (
+        quality.estimate(measured(), quality.Config(tasks=(task,), samples=640)) for task in ("race", "gsm8k")
+    )
+    assert written.num_calls > 20 * read.num_calls
+
+
+def test_quality_grows_with_samples_and_reads_every_token_once():
+    config = quality.Config(tasks=("mmlu", "arc_challenge", "hellaswag", "winogrande"), samples=1000)
+    work = quality.estimate(measured(), config)
+    tokens = evaluation_length(config.tasks, 1000).read_tokens
+    assert 6e5 < tokens < 8e5
+    assert work.flops == pytest.approx(tokens * flops_per_token(LLAMA_8B, span=0), rel=0.01)
+    half = quality.estimate(measured(), config.model_copy(update={"samples": 500}))
+    assert half.flops == pytest.approx(work.flops / 2)
+
+
+def test_divergence_reads_the_text_with_both_models():
+    alone = divergence.estimate(measured(), divergence.Config())
+    beside = divergence.estimate(measured(original=True), divergence.Config())
+    assert alone.flops == pytest.approx(64 * 2048 * flops_per_token(LLAMA_8B, span=1024))
+    assert beside.flops == pytest.approx(2 * alone.flops)
+    fewer = divergence.estimate(measured(), divergence.Config(sequences=16))
+    assert fewer.flops == pytest.approx(alone.flops / 4)
+
+
+def test_a_text_of_unknown_length_is_supposed_to_have_some():
+    unknown = Measured("hf", LLAMA_8B, {}, {"text": Text(row_tokens=2048, rows=None)})
+    assert divergence.estimate(unknown, divergence.Config()).flops > 0
+
+
+def test_latency_reads_all_weights_for_every_token_of_every_round_of_both_models():
+    config = latency.Config(batch_sizes=(1,), prompt_tokens=(1,), new_tokens=101, repeats=4, warm_up=1)
+    alone = latency.estimate(measured(), config)
+    written = 5 * 100 * opened_bytes(LLAMA_8B)
+    assert alone.bytes_moved == pytest.approx(written, rel=0.05)
+    assert latency.estimate(measured(original=True), config).bytes_moved == pytest.approx(
+        2 * written, rel=0.05
+    )
+    assert memory.estimate(measured(), memory.Config(new_tokens=101)).bytes_moved < written
+
+
+def test_single_tokens_on_a_card_wait_for_its_memory_where_they_are_recorded_and_else_for_python():
+    config = latency.Config(batch_sizes=(1,), prompt_tokens=(1,), new_tokens=1001, repeats=1, warm_up=0)
+    loading = LLAMA_8B.weight_bytes / DISK_BYTES_PER_SECOND
+    with planning_for(H100):
+        recorded = seconds_of(latency.estimate(measured(), config)) - loading
+        eager = seconds_of(writing(LLAMA_8B, 1, 1, 1001))
+    assert 5 < recorded < 9  # 6 ms a token: 16 GB at 2.7 TB/s
+    assert 20 < eager < 40
+
+
+def test_a_graph_is_run_by_the_processor_for_hours_where_a_card_takes_a_minute():
+    config = quality.Config(tasks=("mmlu", "arc_challenge", "hellaswag", "winogrande"), samples=1000)
+    with planning_for(H100):
+        here, graph = (seconds_of(quality.estimate(measured(kind), config)) for kind in ("hf", "onnx"))
+    assert here < 120 and 1.5 * 3600 < graph < 5 * 3600
+
+
+def test_beside_a_graph_the_original_is_read_on_its_card_but_timed_on_the_processor():
+    with planning_for(H100):
+        alone, beside = (divergence.estimate(measured("onnx", o), divergence.Config()) for o in (False, True))
+        extra = seconds_of(beside) - seconds_of(alone)
+        assert 10 < extra < seconds_of(alone) / 10  # the processor alone would take as long again
+        assert alone.on_processor and beside.flops == alone.flops
+        timed = latency.estimate(measured("onnx", original=True), latency.Config())
+        assert timed.on_processor and timed.flops == 2 * latency.estimate(measured(), latency.Config()).flops
