@@ -12,8 +12,9 @@ from compress.models.layout import layout
 from compress.plugins import Text
 from compress.records import ModelSpec, Work
 from compress.speed import DISK_BYTES_PER_SECOND, seconds_of
-from compress.train.cost import activation_bytes_per_token, num_trained
+from compress.train.cost import num_trained, recomputes, small_micro_batch
 from compress.train.launch import Launch
+from compress.train.memory_account import Teaching
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 
@@ -32,9 +33,6 @@ DISTILLING = 1.35
 """How much longer two models take than each alone. The one distillation of such sizes whose hours are published takes
 1.7 times what trainings would (`tests/engine/test_published.py`); its models are split otherwise than here, so this is
 about halfway."""
-RECOMPUTED_ABOVE = 0.6
-"""The share of a card that state and activations may take before activations are recomputed, where that is left out."""
-
 NODE_BYTES_PER_SECOND = 5e10
 """Between machines, for each card: 400 Gb/s."""
 UNHIDDEN = 0.1
@@ -76,7 +74,7 @@ def steps(
     span = text.row_tokens / 2 if settings.attend_across_documents else min(SPAN, text.row_tokens / 2)
     passes, again = (
         _num_passes(settings, text, devices),
-        _is_recomputed(spec, settings, teacher, text, devices),
+        _is_recomputed(spec, settings, teacher, text),
     )
     weights_learn = settings.lora is None
     # Forward, then the gradients of activations and, unless they are frozen, of weights.
@@ -129,19 +127,12 @@ def _num_passes(settings: TrainingSettings, text: Text, devices: int) -> int:
 
 
 def _is_recomputed(
-    spec: ModelSpec, settings: TrainingSettings, teacher: ModelSpec | None, text: Text, devices: int
+    spec: ModelSpec, settings: TrainingSettings, teacher: ModelSpec | None, text: Text
 ) -> bool:
-    card = planned_machine().card
-    if settings.checkpoint_activations != "auto" or card is None:
+    if planned_machine().card is None:
         return settings.checkpoint_activations is True
-    state = (
-        4 * spec.num_parameters + 12 * num_trained(spec, settings) + (teacher.weight_bytes if teacher else 0)
-    )
-    tokens = (settings.micro_batch or 1) * text.row_tokens
-    return (
-        state / devices + tokens * activation_bytes_per_token(spec.config)
-        > RECOMPUTED_ABOVE * card.memory_bytes
-    )
+    rows = small_micro_batch(settings, text.row_tokens)
+    return recomputes(spec, settings, Teaching(teacher) if teacher else None, text.row_tokens, rows)
 
 
 def _loss_bytes(spec: ModelSpec) -> float:
@@ -161,7 +152,7 @@ def _waiting(
     card = planned_machine().card
     if card is None or devices == 1:
         return 0.0
-    gathers = 2 + _is_recomputed(spec, settings, teacher, text, devices)
+    gathers = 2 + _is_recomputed(spec, settings, teacher, text)
     each = (2.0 * gathers + 4.0) * spec.num_parameters + (teacher.weight_bytes if teacher else 0)
     sent = _num_passes(settings, text, devices) / devices * each / _link(card, settings.launch or Launch())
     computed = seconds_of(steps(spec, settings, teacher, text, devices)) / devices
