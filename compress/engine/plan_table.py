@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from compress.engine.account import account, gigabytes, needed_bytes
 from compress.engine.events import duration
+from compress.engine.idle import idle_remark
 from compress.engine.rates import Rates
 from compress.engine.room import disk_bytes, launch_remarks, shortages
 from compress.engine.runs import last_ingredients
@@ -62,6 +63,7 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
             *align([HEADER, *rows]),
             *(line for node in to_do for line in account(node, machine)),
             *_room(to_do, store),
+            *idle_remark(to_do, rates, usd_per_hour),
             *advice(plan, done),
             footer if missing else "everything is in the store",
         ]
