@@ -53,11 +53,13 @@ def run(
     redo_from: str | None = None,
     rehearsal: bool = False,
     listener: Listener | None = None,
+    grace: float | None = None,
 ) -> RunRecord:
     """Make and measure everything in the pipeline that is not in the store yet; return the run's record.
 
     until: stop after this step. redo_from: make this step and all that follows from it anew. rehearsal: on a tiny
     random model of the same family, with built-in data. listener: called with every event (see `engine.events`).
+    grace: seconds that a step may take to save its work when the run is stopped; left out, as long as it says it needs.
     Raises the `CompressError` that stopped it; what was finished is kept and the record on disk says how far it got.
     """
     from compress.engine.execute import Execution
@@ -80,7 +82,7 @@ def run(
     (folder / "pipeline.yaml").write_text(pipeline.text)
     with _events_file(folder, listener) as listen:
         draft = _draft(pipeline, identity, name, rehearsal)
-        return Execution(plan, draft, folder, store, pipeline.gates, listen).run()
+        return Execution(plan, draft, folder, store, pipeline.gates, listen, grace).run()
 
 
 def write_report(record: RunRecord, folder: Path | None = None) -> Path:

@@ -73,6 +73,14 @@ def main(debug: bool) -> None:
     "--from", "redo_from", metavar="STEP", help="Make this step, and all that follows from it, anew."
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    envvar="COMPRESS_GRACE",
+    metavar="SECONDS",
+    help="How long a step may take to save its work when the run is stopped. Left out: as long as its last checkpoint "
+    "suggests, at least 20.",
+)
 @click.option("--report-folder", type=click.Path(path_type=Path), default=Path("reports"), show_default=True)
 def run(
     pipeline: Path,
@@ -81,6 +89,7 @@ def run(
     until: str | None,
     redo_from: str | None,
     dry_run: bool,
+    grace: float | None,
     report_folder: Path,
 ) -> None:
     """Run a pipeline: everything not done yet, then the report.
@@ -99,7 +108,9 @@ def run(
     again = f"Run the same command again to go on: {' '.join(['compress', *sys.argv[1:]])}"
     try:
         listener = while_it_is_there(for_terminal(sys.stderr))
-        record = api.run(loaded, until=until, redo_from=redo_from, rehearsal=rehearsal, listener=listener)
+        record = api.run(
+            loaded, until=until, redo_from=redo_from, rehearsal=rehearsal, listener=listener, grace=grace
+        )
     except (Interrupted, Preempted) as error:
         raise type(error)(f"{error}. Everything finished is kept. {again}") from error
     except CompressError:

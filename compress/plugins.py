@@ -161,6 +161,9 @@ class Context(Protocol):
     def stop(self) -> None:
         """Leave the step (raises); everything in `partial` is kept for the next run."""
 
+    def stop_takes(self, seconds: float) -> None:
+        """Say how long saving may take, so that the run waits for it when it is stopped."""
+
     def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
         """Report how far the step is; `figures` are shown beside it (``loss=2.31``). Cheap: call it often."""
 

@@ -25,6 +25,7 @@ class FakeContext:
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     seed: int = 0
     stopping: bool = False
+    stop_seconds: float = 0.0
     reports: list[tuple[float, float, str, dict[str, float]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     submitted: dict[str, Artifact] = field(default_factory=dict)
@@ -38,6 +39,9 @@ class FakeContext:
 
     def stop(self) -> None:
         raise Stopped
+
+    def stop_takes(self, seconds: float) -> None:
+        self.stop_seconds = seconds
 
     def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
         self.reports.append((done, total, unit, figures))

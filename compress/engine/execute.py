@@ -30,7 +30,14 @@ class Execution:
     """One run of a plan. `draft` is the run's record before anything was done."""
 
     def __init__(
-        self, plan: Plan, draft: RunRecord, folder: Path, store: Store, gates: Gates | None, listen: Listener
+        self,
+        plan: Plan,
+        draft: RunRecord,
+        folder: Path,
+        store: Store,
+        gates: Gates | None,
+        listen: Listener,
+        grace: float | None = None,
     ) -> None:
         assert not plan.assumed, "a plan that was not looked up is only to look at"
         self.record = draft
@@ -39,6 +46,7 @@ class Execution:
         self._store = store
         self._gates = gates
         self._listen = listen
+        self._grace = grace
         self._rates = Rates(store.root)
         self._recorder = Recorder(plan, store, draft.usd_per_hour, draft.utilisation)
         self._artifacts: dict[str, Artifact] = {}
@@ -100,7 +108,7 @@ class Execution:
     def _do(self, missing: Sequence[Node]) -> None:
         """Do the missing nodes: one at a time, so that nothing disturbs a timing; in a rehearsal, side by side."""
         side_by_side = most_workers(os.cpu_count() or 1) if self._plan.rehearsal else 1
-        workers = Workers(threads=1 if self._plan.rehearsal else None)
+        workers = Workers(threads=1 if self._plan.rehearsal else None, grace=self._grace)
         with workers.signals(), ThreadPoolExecutor(side_by_side) as threads:
             try:
                 with full_disk_told(self._store.root):

@@ -20,6 +20,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
+IGNORED = (signal.SIGTERM, signal.SIGUSR1)
+"""What clusters send to every process. Its workers' work would end with it: the driver says when."""
 
 
 def main(control: socket.socket, preload: list[str]) -> None:
@@ -60,9 +62,11 @@ def _serve(control: socket.socket) -> bool:
     while len(payload) < remaining:
         payload += control.recv(remaining - len(payload))
     server = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)  # what comes before the child listens waits for it
     child = os.fork()
     if child == 0:
         _become_worker(control, server, descriptors, bytes(payload))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
     for descriptor in descriptors:
         os.close(descriptor)
     control.sendall(json.dumps({"pid": child}).encode() + b"\n")
@@ -75,7 +79,9 @@ def _become_worker(control: socket.socket, server: int, descriptors: list[int], 
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, *IGNORED):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
         os.setsid()  # the terminal's Ctrl-C goes to the driver alone, which asks the worker to stop
         die_with_parent(server)
         control.close()
@@ -104,5 +110,6 @@ def _reap(control: socket.socket) -> None:
 if __name__ == "__main__":
     driver = int(sys.argv[2])
     die_with_parent(driver)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, *IGNORED):
+        signal.signal(number, signal.SIG_IGN)
     main(socket.socket(fileno=int(sys.argv[1])), sys.argv[3:])

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compress import errors
+from compress.engine.agent import ALONE
 from compress.engine.tasks import Task
 from compress.errors import CompressError, InputError, StepFailed
 from compress.records import Outcome
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from compress.engine.worker import WorkerContext
 
 POLL_SECONDS = 0.1
+NETWORKS = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""The variables that choose a network: gloo else takes the one that the machine's own name leads to."""
 REMIND_SECONDS = 60.0
 """How often a run that waits for other machines says so."""
 
@@ -75,17 +78,13 @@ def launched(task: Task, context: "WorkerContext", launch: Launch) -> Outcome:
         "partial": str(context.partial),
     }
     folder.job.write_text(json.dumps(job), encoding="utf-8")
-    agent = [
-        sys.executable,
-        "-m",
-        "compress.engine.agent",
-        str(os.getpid()),
-        *_torchrun(launch, folder.job)[1:],
-    ]
-    process = subprocess.Popen(agent, env=_variables(launch.processes), stdin=subprocess.DEVNULL)
+    agent = _agent(str(os.getpid()), launch, folder.job)
+    process = subprocess.Popen(agent, stdin=subprocess.DEVNULL)
     for event in _events(process, folder, context, _others(launch, folder)):
         if event["event"] == "progress":
             context.progress(event["done"], event["total"], event["unit"], **event["figures"])
+        elif event["event"] == "stop takes":
+            context.stop_takes(event["seconds"])
         elif event["event"] == "waiting":
             context.waits(event["message"])
         else:
@@ -98,12 +97,18 @@ def _others(launch: Launch, folder: JobFolder) -> str | None:
     if launch.nodes == 1:
         return None
     others = f"{launch.nodes - 1} more machine{'s' if launch.nodes > 2 else ''}"
-    command = shlex.join([sys.executable, "-m", *_torchrun(launch, folder.job)])
-    return f"waiting for {others} to join at {launch.rendezvous}; on each start: {command}"
+    command = shlex.join(_agent(ALONE, launch, folder.job))
+    networks = f"{' and '.join(NETWORKS)} name the network between them, where a machine has several"
+    return f"waiting for {others} to join at {launch.rendezvous} ({networks}); on each start: {command}"
+
+
+def _agent(parent: str, launch: Launch, job: Path) -> list[str]:
+    """Return the command that starts this machine's processes, and ends them with `parent`."""
+    return [sys.executable, "-m", "compress.engine.agent", parent, *_torchrun(launch, job)]
 
 
 def _torchrun(launch: Launch, job: Path) -> list[str]:
-    """Return torchrun's module and arguments."""
+    """Return torchrun's arguments."""
     meeting = ["--standalone"]
     if launch.nodes > 1:
         assert launch.rendezvous is not None
@@ -123,13 +128,7 @@ def _torchrun(launch: Launch, job: Path) -> list[str]:
         "--max-restarts",
         "0",
     ]
-    return ["torch.distributed.run", *numbers, *meeting, "-m", "compress.engine.rank", str(job)]
-
-
-def _variables(processes: int) -> dict[str, str]:
-    """Return the environment: the processor's threads shared between the processes."""
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    return [*numbers, *meeting, "-m", "compress.engine.rank", str(job)]
 
 
 def _check_devices(processes: int) -> None:

@@ -1,7 +1,8 @@
 """What a worker does: take the key's lock, run one module, commit the result, report.
 
-Events go to the driver as JSON lines: ``progress``, ``warning``, ``waiting``, and at the end one of ``done``,
-``stopped`` or ``error``. A ``submit`` asks the driver to have another task done, and waits for one line in reply.
+Events go to the driver as JSON lines: ``progress``, ``warning``, ``waiting``, ``stop takes``, and at the end one of
+``done``, ``stopped`` or ``error``. A ``submit`` asks the driver to have another task done, and waits for one line in
+reply.
 Nothing after the fork may be shared with the next step: the process ends here.
 """
 
@@ -53,7 +54,8 @@ class WorkerContext:
         self._waiting = False
         self._events = events
         self._reported = 0.0
-        signal.signal(signal.SIGTERM, self._on_stop)
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # the latter from a cluster that tells every process
+            signal.signal(number, self._on_stop)
 
     @property
     def stopping(self) -> bool:
@@ -62,6 +64,9 @@ class WorkerContext:
 
     def stop(self) -> None:
         raise Stopped
+
+    def stop_takes(self, seconds: float) -> None:
+        self._send("stop takes", seconds=seconds)
 
     def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
         now = time.monotonic()

@@ -1,7 +1,9 @@
 """The driver's side of workers: start the fork server when first needed, hand it tasks, listen, stop them.
 
-Signals: Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) reach the driver alone. It asks its workers to stop
-(SIGTERM), gives them time to save, and kills them if they do not; a second signal kills at once.
+Signals: Ctrl-C, SIGTERM, SIGUSR1 (a cluster's warning that time is nearly up) and SIGHUP (the terminal is gone) are the
+driver's matter. It asks its workers to stop (SIGTERM), gives them the time they need to save, and kills them if they do
+not; the same signal again, or Ctrl-C after any, kills at once. A cluster that sends its signal to every process does no
+harm: a worker takes it as the driver's, and the fork server ignores it.
 """
 
 import json
@@ -22,6 +24,7 @@ from typing import Any
 
 from compress import errors
 from compress.engine.tasks import Task
+from compress.engine.variables import with_variables
 from compress.errors import CompressError, Interrupted, Preempted, StepFailed
 
 PRELOAD = (
@@ -38,6 +41,8 @@ PRELOAD = (
 """What every worker finds imported. None of these may run a tensor operation when imported."""
 
 GRACE_SECONDS = 20.0
+"""How long a worker that is asked to stop may take, unless it has said that it needs longer."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 OnEvent = Callable[[dict[str, Any]], None]
 OnSubmit = Callable[[Task, int], None]
 """Has a task done that a worker (its process id) submitted and waits for; raises what the task raised."""
@@ -46,13 +51,14 @@ OnSubmit = Callable[[Task, int], None]
 class Workers:
     """Runs tasks, each in a process of its own. Several threads may call `run` at once."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        """`threads` limits the processor threads of every worker; ``None`` leaves them all."""
+    def __init__(self, threads: int | None = None, grace: float | None = None) -> None:
+        """`threads` limits the processor threads of every worker; ``None`` leaves them all.
+
+        `grace`: seconds that a worker may take to stop; left out, as long as it says it needs, at least 20.
+        """
         # Threads that wait for each other spin for long by default: where other programs share the cores that made
         # two-thread training 2 to 3 times slower (2,600 against 6,300 tokens/s). It changes waiting, not results.
-        # A GPU's matrix products come out alike only if their workspace is fixed before the first.
-        workspace = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-        self._environment = {"GOMP_SPINCOUNT": "1000", **workspace, **os.environ}
+        self._environment = {"GOMP_SPINCOUNT": "1000", **with_variables(os.environ)}
         if threads:
             self._environment["OMP_NUM_THREADS"] = str(threads)
         self._server: subprocess.Popen[bytes] | None = None
@@ -63,6 +69,8 @@ class Workers:
         self._statuses: dict[int, int] = {}
         self._server_ended = False
         self._pids: set[int] = set()
+        self._asked_grace = grace
+        self._grace: dict[int, float] = {}
         self._signal: int | None = None
         self._stopped_at: float | None = None
 
@@ -90,6 +98,7 @@ class Workers:
                 self._news.wait_for(lambda: pid in self._statuses or self._server_ended)
                 status = self._statuses.pop(pid, signal.SIGKILL)
                 self._pids.discard(pid)
+                self._grace.pop(pid, None)
         self._conclude(last, status, log)
 
     def stop(self) -> None:
@@ -109,13 +118,13 @@ class Workers:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Turn SIGINT, SIGTERM and SIGHUP into a clean stop of the running workers; ``nohup`` is respected."""
+        """Turn SIGINT, SIGTERM, SIGUSR1 and SIGHUP into a clean stop of the running workers; ``nohup`` is respected."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         previous = {
             number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            for number in STOP_SIGNALS
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
         }
         try:
@@ -187,7 +196,7 @@ class Workers:
         with selectors.DefaultSelector() as selector:
             selector.register(events, selectors.EVENT_READ)
             while True:
-                self._kill_if_overdue()
+                self._kill_if_overdue(pid)
                 if submitter in self._statuses:
                     submitter = None
                     self._send_signal(pid, signal.SIGTERM)
@@ -200,7 +209,11 @@ class Workers:
                 *lines, rest = buffer.split(b"\n")
                 buffer = bytearray(rest)
                 for line in lines:
-                    last = json.loads(line)
+                    told = json.loads(line)
+                    if told["event"] == "stop takes":
+                        self._grace[pid] = told["seconds"]
+                        continue
+                    last = told
                     if last["event"] == "submit":
                         assert on_submit, "submitted work submits nothing itself"
                         _answer(events, on_submit, Task.model_validate(last["task"]), pid)
@@ -225,7 +238,8 @@ class Workers:
         raise StepFailed(f"its process ended with status {os.waitstatus_to_exitcode(status)}. Log: {log}")
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        repeated = self._signal is not None
+        # A cluster warns with one signal and ends with another: what is being saved goes on.
+        repeated = self._signal is not None and number in (self._signal, signal.SIGINT)
         self._signal = number
         self.stop()
         if repeated:
@@ -239,9 +253,12 @@ class Workers:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
-    def _kill_if_overdue(self) -> None:
-        if self._stopped_at is not None and time.monotonic() - self._stopped_at > GRACE_SECONDS:
-            self._forward(signal.SIGKILL)
+    def _kill_if_overdue(self, pid: int) -> None:
+        grace = self._asked_grace
+        if grace is None:
+            grace = max(GRACE_SECONDS, self._grace.get(pid, 0.0))
+        if self._stopped_at is not None and time.monotonic() - self._stopped_at > grace:
+            self._send_signal(pid, signal.SIGKILL)
 
     def _raise_if_signalled(self) -> None:
         if self._signal == signal.SIGINT:

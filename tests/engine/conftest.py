@@ -31,6 +31,18 @@ STEPS = {
             (context.folder / "text").write_text(f"{config.steps} steps")
             return Outcome()
     """,
+    "fake_saving": """
+        PRODUCES = "text"
+        def run(parent, config, context):
+            context.stop_takes(config.steps)
+            (context.partial / "began").touch()
+            while not context.stopping:
+                time.sleep(0.02)
+            (context.partial / "saving").touch()
+            time.sleep(2)
+            (context.partial / "saved").touch()
+            context.stop()
+    """,
     "fake_bad": """
         PRODUCES = "text"
         def run(parent, config, context):
