@@ -122,6 +122,15 @@ def sparse_loss(logits_NV: Tensor, targets: Targets) -> Tensor:
     return likely_N + bucket_N + tail_N * (log_r_NS.expm1() - log_r_NS).mean(-1)
 
 
+def running_sums(masses: Tensor) -> Tensor:
+    """Return running sums over the last axis in fp64, the same bits every time.
+
+    A GPU adds them up in any order, and a last bit decides which id is read: so a processor adds them. They are few
+    beside the logits: a block's sum for 256 of these, and a block for each sample.
+    """
+    return masses.cpu().double().cumsum(-1).to(masses.device)
+
+
 def _systematic(rest_NV: Tensor, places_N: Tensor, samples: int) -> Tensor:
     """Return ids ``[N, samples]``, ascending: first which block of ids, then which of the block.
 
@@ -129,12 +138,12 @@ def _systematic(rest_NV: Tensor, places_N: Tensor, samples: int) -> Tensor:
     blocks, because those of all ids would take longer than all the rest.
     """
     blocks_NBb = functional.pad(rest_NV, (0, -rest_NV.shape[1] % BLOCK)).view(len(rest_NV), -1, BLOCK)
-    ends_NB = blocks_NBb.sum(-1).double().cumsum(-1)
+    ends_NB = running_sums(blocks_NBb.sum(-1))
     shares_NS = (places_N.double()[:, None] + torch.arange(samples, device=rest_NV.device)) / samples
     wanted_NS = shares_NS * ends_NB[:, -1:]
     block_NS = torch.searchsorted(ends_NB, wanted_NS, right=True).clamp_max(ends_NB.shape[1] - 1)
     begins_NS = functional.pad(ends_NB, (1, 0)).gather(-1, block_NS)
-    inside_NSb = blocks_NBb.gather(1, block_NS[..., None].expand(-1, -1, BLOCK)).double().cumsum(-1)
+    inside_NSb = running_sums(blocks_NBb.gather(1, block_NS[..., None].expand(-1, -1, BLOCK)))
     # A place that rounding puts at the very end of a block belongs to its last mass.
     last_NS1 = inside_NSb[..., -1:] * (1 - 2**-40)
     place_NS = torch.searchsorted(
