@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.errors import InputError
 from compress.models.device import default_device
@@ -28,6 +29,10 @@ EAGER_TOKENS = 256
 third of the time of the fused kernel, whose backward pass is slow."""
 
 
+ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""The best first. All have gradients that are summed in one order where nothing else is allowed."""
+
+
 class Numerics(Record):
     """One machine's answers."""
 
@@ -39,6 +44,8 @@ class Numerics(Record):
     checkpoint_activations: bool = False
     gave_way: tuple[str, ...] = ()
     """What was changed when memory ran out."""
+    halvings: int = 0
+    """How often memory ran out while evaluating: as often are evaluation's batches halved."""
     sums_vary: str = ""
     """Why sums on GPUs may be formed in another order each time; empty where they are not."""
 
@@ -46,7 +53,8 @@ class Numerics(Record):
         """Return what the record keeps, and whether the same bytes would come again on such a machine."""
         ended_by = [f"memory ran out: {'; '.join(self.gave_way)}"] if self.gave_way else []
         ended_by += [self.sums_vary] if self.sums_vary else []
-        facts = self.model_dump(exclude={"gave_way", "sums_vary"}) | {"bit_exact": not ended_by}
+        hidden = {"gave_way", "halvings", "sums_vary"}
+        facts = self.model_dump(exclude=hidden) | {"bit_exact": not ended_by}
         if ended_by:
             facts["bit_exact_ended_by"] = "; ".join(ended_by)
         return facts
@@ -56,16 +64,43 @@ class Numerics(Record):
         """Whether gradients are computed with deterministic algorithms only. A processor has no others."""
         return self.device != "cpu" and not self.sums_vary
 
-    def without_one_order(self, error: RuntimeError) -> "Numerics":
+    def evaluated(self, num_rows: int) -> int:
+        """Return how many rows to evaluate at once, where otherwise it would be so many."""
+        return max(1, num_rows >> self.halvings)
+
+    def evaluating_less(self, *num_rows: int) -> "Numerics | None":
+        """Return these with half as many rows evaluated at once; `None` where all of `num_rows` came down to one."""
+        if all(self.evaluated(num) == 1 for num in num_rows):
+            return None
+        halvings = self.halvings + 1
+        said = f"evaluation's batches became 1/{2**halvings} of their size"
+        return self.model_copy(update={"halvings": halvings, "gave_way": (*self.gave_way, said)})
+
+    def without_one_order(self, error: BaseException) -> "Numerics":
         """Return these after an operation was refused for having no deterministic algorithm."""
         operation = str(error).split(" does not have")[0]
         return self.model_copy(update={"sums_vary": f"on this GPU {operation} sums in any order"})
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Return the context a forward pass runs in."""
+        """Return the context a forward pass runs in.
+
+        Each weight is used once in a pass, so that copies of it kept until the end would serve nobody, and they would
+        take half of what all weights take.
+        """
         return torch.autocast(
-            torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+            torch.device(self.device).type,
+            dtype=torch.bfloat16,
+            enabled=self.precision == "bf16",
+            cache_enabled=False,
         )
+
+    def exact(self) -> AbstractContextManager[None]:
+        """Return the context of a forward pass and its backward pass: one for both.
+
+        Which kernel computes attention follows from what is allowed, and activations are computed again within the
+        backward pass: another kernel there would keep other tensors than the first time.
+        """
+        return deterministic(warn_only=False) if self.sums_in_one_order else nullcontext()
 
 
 def resolve(
@@ -79,6 +114,19 @@ def resolve(
 
     `on_gpu` completes them where there is a GPU, by trying what fits; not in a team, whose processes hold parts.
     """
+    # The leader alone looks: on a network's file system others may not see for a minute what it has written.
+    numerics = _resolved(folder, settings, schedule, on_gpu, team) if team.leads else None
+    written = team.agree(numerics.model_dump_json() if numerics else "")
+    return Numerics.model_validate_json(written)
+
+
+def _resolved(
+    folder: Path,
+    settings: TrainingSettings,
+    schedule: Schedule,
+    on_gpu: Callable[[Numerics], Numerics],
+    team: Team,
+) -> Numerics:
     path = folder / START
     if path.exists():
         return Numerics.model_validate_json(path.read_text(encoding="utf-8"))
@@ -109,7 +157,7 @@ def applied(numerics: Numerics) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(numerics.num_threads)
     try:
-        with _on_processor() if numerics.device == "cpu" else deterministic(warn_only=True):
+        with _on_processor() if numerics.device == "cpu" else _on_gpu():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -122,6 +170,13 @@ def _on_processor() -> AbstractContextManager[object]:
     grows to several times what is in use.
     """
     return nullcontext() if Team.current().is_launched else freed_memory_kept()
+
+
+@contextmanager
+def _on_gpu() -> Iterator[None]:
+    """Prefer deterministic algorithms, and never take cuDNN's attention, whose gradient may have none."""
+    with deterministic(warn_only=True), sdpa_kernel(ATTENTION_KERNELS, set_priority=True):
+        yield
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from compress.models.spec import read_spec, stored_dtype
 from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome
 from compress.train.chat_template import hand_on_template
+from compress.train.checkpoint import Abandoned
 from compress.train.cost import account_in_words
 from compress.train.distributed import Team, load_at_leader, whole_weights, without_weights
 from compress.train.loop import fit
@@ -113,9 +114,9 @@ def _watch(parent: Artifact, settings: TrainingSettings, context: Context) -> Wa
 
 
 def _heed(context: Context) -> None:
-    """Stop where that is asked for, and go on from the last checkpoint. A team stops between steps."""
+    """Give an evaluation up where a stop is asked for: what was learned is kept first. A team stops between steps."""
     if not Team.current().is_launched and context.stopping:
-        context.stop()
+        raise Abandoned
 
 
 def _store_like(spec: ModelSpec, student: PreTrainedModel) -> None:

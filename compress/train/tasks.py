@@ -40,13 +40,13 @@ class WatchedTasks:
             prepare_few_shot(leaves, None)
         self._samples, self._tokenizer, self._on_progress = samples, tokenizer, on_progress
 
-    def answers(self, model: PreTrainedModel) -> Answers:
-        """Return the model's answers. Raises `InputError` for a task without accuracy."""
+    def answers(self, model: PreTrainedModel, rows_at_once: int = ROWS_AT_ONCE) -> Answers:
+        """Return the model's answers, so many items at once. Raises `InputError` for a task without accuracy."""
         from compress.meters.lm_eval_model import BackendLM
         from compress.meters.tasks import right_answers, run_tasks
 
         lm = BackendLM(
-            HuggingFaceBackend(model), self._tokenizer, ROWS_AT_ONCE, lambda done, total: self._on_progress()
+            HuggingFaceBackend(model), self._tokenizer, rows_at_once, lambda done, total: self._on_progress()
         )
         found = {
             name: right_answers(run_tasks(lm, name, leaves, self._samples))

@@ -1,7 +1,7 @@
 """A training under way: what one step does, and everything it changes."""
 
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 
 from compress.records import CurvePoint, JsonValue
 from compress.train.batches import Batches
-from compress.train.checkpoint import State
+from compress.train.chance import random_state, set_random_state
+from compress.train.checkpoint import Abandoned, State
 from compress.train.distributed import Team, reshard
 from compress.train.memory import recompute_activations
-from compress.train.numerics import Numerics, deterministic, has_no_deterministic
+from compress.train.numerics import Numerics
 from compress.train.optimizer import adamw, average_and_clip
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
@@ -21,7 +22,20 @@ from compress.train.watch import Watch
 
 CURVE_POINTS = 200
 
-_COUNTERS = ("step", "learned_tokens", "seconds", "num_resumed", "team_sizes", "curve", "recent")
+_COUNTERS = (
+    "step",
+    "learned_tokens",
+    "seconds",
+    "num_resumed",
+    "team_sizes",
+    "skipped_batches",
+    "curve",
+    "recent",
+)
+
+
+def _never() -> bool:
+    return False
 
 
 class Training:
@@ -52,6 +66,11 @@ class Training:
         self.num_resumed = 0
         self.team_sizes = [self._team.size]
         """How many processes worked on it, a number for each change."""
+        self.skipped_batches: list[int] = []
+        """The steps, from 1, whose gradient was not finite a second time: nothing was learned in them."""
+        self._chance: State = {}
+        self.last_seconds = 0.0
+        """How long the last step took."""
         self.curve: list[dict[str, Any]] = []
         self.recent = [0.0, 0.0, 0.0, 0.0]
         """Since the last point of the curve: steps, steps with something to learn, their summed losses, seconds."""
@@ -66,23 +85,28 @@ class Training:
         return self.step * self._schedule.batch_tokens
 
     @property
+    def batch_sequences(self) -> int:
+        """How many rows a step learns from, in all processes together."""
+        return self._schedule.batch_sequences
+
+    @property
     def total_tokens(self) -> int:
         return self._schedule.num_tokens
 
-    def compute_gradient(self) -> tuple[float, float] | None:
+    def compute_gradient(self, asked_to_stop: Callable[[], bool] = _never) -> tuple[float, float] | None:
         """Give the student the clipped gradient of the step's mean loss; return that loss and the length.
 
         However the batch is split, sums are divided once, by the tokens of the whole of it. `None` when it has none
-        that are to be learned (rows of a long question): there is no mean.
+        that are to be learned (rows of a long question): there is no mean. `asked_to_stop` is asked between two parts
+        of the batch. Raises `Abandoned` when it says so; as after any other error the step was never begun.
         """
         self._step_started = time.monotonic()
+        self._chance = random_state(self.numerics.device)
         try:
-            own, own_tokens = self._sum_gradients()
-        except RuntimeError as error:
-            if not has_no_deterministic(error):
-                raise
-            self.numerics = self.numerics.without_one_order(error)
-            own, own_tokens = self._sum_gradients()
+            own, own_tokens = self._sum_gradients(asked_to_stop)
+        except Exception:
+            self.rewind()
+            raise
         total, num_tokens = self._team.sums(float(own), own_tokens)
         self._num_targets = round(num_tokens)
         if num_tokens == 0:
@@ -92,15 +116,23 @@ class Training:
         grad_norm = average_and_clip(self.student.parameters(), share, self._max_grad_norm)
         return total / num_tokens, grad_norm
 
-    def _sum_gradients(self) -> tuple[Tensor, int]:
+    def rewind(self) -> None:
+        """Become what this was before the step's gradient was computed."""
+        self.optimizer.zero_grad(set_to_none=True)
+        set_random_state(self._chance)
+
+    def _sum_gradients(self, asked_to_stop: Callable[[], bool]) -> tuple[Tensor, int]:
         """Give the student the gradient of this process's summed loss; return that loss, and of how many tokens."""
         self.optimizer.zero_grad(set_to_none=True)
         numerics = self.numerics
         total, num_tokens = torch.zeros((), device=numerics.device), 0
-        for batch in self._team.share(self._batches.at(self.step), numerics.micro_batch):
-            with numerics.autocast():
-                loss, count = self._objective(batch.to(numerics.device))
-            with deterministic(warn_only=False) if numerics.sums_in_one_order else nullcontext():
+        parts = self._team.share(self._batches.at(self.step), numerics.micro_batch)
+        for number, batch in enumerate(parts):
+            if number and asked_to_stop():
+                raise Abandoned
+            with numerics.exact():
+                with numerics.autocast():
+                    loss, count = self._objective(batch.to(numerics.device))
                 loss.backward()
             total += loss.detach()
             num_tokens += count
@@ -122,15 +154,25 @@ class Training:
         """Go on with what needs less memory, and give back what the failed attempt left."""
         self.numerics = less
         recompute_activations(self.student, less.checkpoint_activations)
+        self.clear_gradient()
+
+    def clear_gradient(self) -> None:
+        """Give back the memory of the gradient, and what lies unused."""
         self.optimizer.zero_grad(set_to_none=True)
-        if less.device != "cpu":
+        if self.numerics.device != "cpu":
             torch.cuda.empty_cache()
+
+    def clear_optimizer(self) -> None:
+        """Give back the memory of the optimizer's state, too: what is read in its place needs as much."""
+        self.optimizer.state.clear()
+        self.clear_gradient()
 
     def look(self) -> None:
         """Evaluate the student where that is due, and note it at the curve's point of this step."""
         watch = self._watch
         if watch is None or not watch.is_due(self.step, self._schedule.num_steps):
             return
+        self.optimizer.zero_grad(set_to_none=True)  # it has been used, and looking takes memory
         look = watch.look(self.step, self._objective, self.student, self.weights(), self.numerics)
         reshard(self._objective)
         if self.curve and self.curve[-1]["tokens"] == self.num_tokens:
@@ -152,12 +194,22 @@ class Training:
         """Pass over a step that has nothing to learn: weights and the optimizer's memory stay as they are."""
         self._advance(0.0, 0.0)
 
+    def skip_batch(self) -> int:
+        """Pass over a step whose gradient is not finite; return how many in a row were passed over so."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._num_targets = 0
+        self.skipped_batches = [*self.skipped_batches, self.step + 1]
+        self.skip()
+        run = self.skipped_batches
+        return next((n for n in range(len(run)) if run[-1 - n] != run[-1] - n), len(run))
+
     def _advance(self, num_losses: float, loss: float) -> None:
         learning_rate = self._schedule.learning_rate(self.step)
         self.step += 1
         self.learned_tokens += self._num_targets
         seconds = time.monotonic() - self._step_started
         self.seconds += seconds
+        self.last_seconds = seconds
         news = (1.0, num_losses, loss, seconds)
         self.recent = [a + b for a, b in zip(self.recent, news, strict=True)]
         # A stretch without a loss has no point: its steps count towards the next.
@@ -198,6 +250,8 @@ class Training:
             **self._team_facts(),
             "curve": self.curve,
         }
+        if self.skipped_batches:
+            facts["skipped_batches"] = list(self.skipped_batches)
         if self._watch is not None:
             facts |= self._watch.facts(self._schedule.batch_tokens)
         if self.numerics.device != "cpu":
@@ -217,22 +271,26 @@ class Training:
             facts |= {"bit_exact": False, "bit_exact_ended_by": f"it was worked on by {sizes} processes"}
         return facts
 
+    @property
+    def state_bytes(self) -> int:
+        """How much a checkpoint holds, about: weights that learn, and the optimizer's moments."""
+        trained = (p for p in self.student.parameters() if p.requires_grad)
+        return sum(3 * p.numel() * p.element_size() for p in trained)
+
     def state(self) -> State:
         """Return all that the next step depends on."""
         return {
             "student": self.weights(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state() if self.numerics.device != "cpu" else None,
+            **random_state(self.numerics.device),
             **self.rest(),
         }
 
     def restore(self, state: State) -> None:
-        """Become what `state` returned."""
+        """Become what `state` returned, in the memory there is: what was before is given back first."""
+        self.clear_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        set_random_state(state)
         self.take_up(state["student"], state)
 
     def rest(self) -> State:
@@ -246,7 +304,7 @@ class Training:
         if self._watch is not None:
             self._watch.restore(rest["watch"])
         for name in _COUNTERS:
-            setattr(self, name, rest[name])
+            setattr(self, name, rest.get(name, getattr(self, name)))
 
     def _load(self, weights: dict[str, Tensor]) -> None:
         unknown = self.student.load_state_dict(weights, strict=False).unexpected_keys

@@ -7,6 +7,7 @@ of its checkpoint, so a resumed one sees the same.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from compress.train.held_out import held_out_batches, held_out_means
 from compress.train.numerics import Numerics
 from compress.train.objective import Objective
 from compress.train.settings import TrainingSettings
-from compress.train.tasks import Answers, WatchedTasks
+from compress.train.tasks import ROWS_AT_ONCE, Answers, WatchedTasks
 
 SHOWN = ("loss", "kl", "same_top")
 """What a person watching wants of the held-out figures; the record has all."""
@@ -87,29 +88,29 @@ class Watch:
     ) -> Look:
         """Evaluate the student as it is. Raises `StepFailed` for held-out data without anything to predict."""
         asked = self._settings
-        batches = held_out_batches(
-            self._rows, asked.held_out_rows, numerics.micro_batch, asked.attend_across_documents
-        )
+        size = numerics.evaluated(numerics.micro_batch)
+        batches = held_out_batches(self._rows, asked.held_out_rows, size, asked.attend_across_documents)
         was_training = student.training
-        devices = [] if numerics.device == "cpu" else [torch.cuda.current_device()]
+        devices = [torch.cuda.current_device()] if torch.device(numerics.device).type == "cuda" else []
         with torch.random.fork_rng(devices):
             student.eval()
-            held_out = held_out_means(objective, batches, numerics)
-            with numerics.autocast():
-                answers = self._answers(objective, student)
-            student.train(was_training)
+            try:
+                held_out = held_out_means(objective, batches, numerics)
+                with numerics.autocast():
+                    answers = self._answers(objective, student, numerics.evaluated(ROWS_AT_ONCE))
+            finally:
+                student.train(was_training)
         # A team stops or goes on as one, even if its processes should differ in a last bit.
         held_out, answers = Team.current().agree((held_out, answers))
         if not held_out:
             raise StepFailed("no token of the held-out rows is to be predicted: they hold no answers")
         return self.note(step, held_out, answers, weights)
 
-    def _answers(self, objective: nn.Module, student: PreTrainedModel) -> Answers:
+    def _answers(self, objective: nn.Module, student: PreTrainedModel, rows_at_once: int) -> Answers:
         if self._tasks is None:
             return {}
-        if isinstance(objective, Objective):
-            return objective.whole(self._tasks.answers)
-        return self._tasks.answers(student)
+        answers = partial(self._tasks.answers, rows_at_once=rows_at_once)
+        return objective.whole(answers) if isinstance(objective, Objective) else answers(student)
 
     def note(
         self, step: int, held_out: dict[str, float], answers: Answers, weights: dict[str, Tensor]

@@ -136,7 +136,7 @@ class BadGradient(NextToken):
         return total, num_tokens
 
 
-def test_a_gradient_that_is_no_number_is_undone_once_and_fails_the_second_time(tmp_path):
+def test_a_gradient_that_is_no_number_is_undone_once_and_fails_when_it_stays_so(tmp_path):
     clean, _, _ = train(tmp_path / "clean", checkpoint_seconds=1000)
     mended, _, context = train(
         tmp_path / "mended", lambda student: BadGradient(student, 6, 7), checkpoint_seconds=1000
@@ -144,15 +144,16 @@ def test_a_gradient_that_is_no_number_is_undone_once_and_fails_the_second_time(t
     assert len(context.warnings) == 1 and "the gradient's length nan" in context.warnings[0]
     for ours, theirs in zip(mended.parameters(), clean.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    seen = r"diverged: at step \d+ the loss was \d+\.\d+ and the gradient's length nan, twice"
+    seen = r"diverged: at step \d+ the loss was \d+\.\d+ and the gradient's length nan, and 3 steps in a row"
     with pytest.raises(StepFailed, match=seen):
         train(tmp_path / "failed", lambda student: BadGradient(student, 6), checkpoint_seconds=1000)
 
 
-def test_a_second_bad_loss_fails_and_says_what_was_seen(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds", [0, 1000], ids=["with checkpoints", "without"])
+def test_bad_losses_in_a_row_fail_and_say_what_was_seen(tmp_path, monkeypatch, seconds):
     monkeypatch.setattr(checkpoint, "WORK_PER_WRITE", 0)
-    with pytest.raises(StepFailed, match=r"diverged: at step 2 the loss was nan .* lower `learning_rate`"):
-        train(tmp_path, lambda student: FailsAt(student, {2, 3}), checkpoint_seconds=0)
+    with pytest.raises(StepFailed, match=r"diverged: at step 4 the loss was nan .* lower `learning_rate`"):
+        train(tmp_path, lambda student: FailsAt(student, {*range(2, 6)}), checkpoint_seconds=seconds)
 
 
 def test_a_step_without_anything_to_learn_is_passed_over(tmp_path):
