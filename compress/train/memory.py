@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from compress.data.batch import Batch
 from compress.errors import CompressError, DoesNotFit, InputError
 from compress.train.memory_account import MOMENT_BYTES
-from compress.train.numerics import Numerics
+from compress.train.numerics import Numerics, has_no_deterministic
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 
@@ -86,20 +86,25 @@ def tried_on(
     available = SHARE * (torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved())
 
     def fits(size: int, recompute: bool) -> bool:
+        nonlocal numerics
         recompute_activations(student, recompute)
         batch = read(size)
         torch.cuda.reset_peak_memory_stats()
         try:
             with torch.random.fork_rng([torch.cuda.current_device()]):
                 for _ in range(2):  # the second time beside the gradients of the first, as in a long batch
-                    with numerics.autocast():
-                        loss, _ = objective(batch.to(numerics.device))
-                    loss.backward()
+                    with numerics.exact():
+                        with numerics.autocast():
+                            loss, _ = objective(batch.to(numerics.device))
+                        loss.backward()
                     del loss
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if is_out_of_memory(error):
+                return False
+            if not isinstance(error, RuntimeError) or not has_no_deterministic(error):
                 raise
-            return False
+            numerics = numerics.without_one_order(error)
+            return fits(size, recompute)
         finally:
             student.zero_grad(set_to_none=True)
         return bool(torch.cuda.max_memory_allocated() + moments <= available)
