@@ -36,6 +36,9 @@ class FolderContext:
     def stop(self) -> None:
         raise KeyboardInterrupt
 
+    def stop_takes(self, seconds: float) -> None:
+        pass
+
     def progress(self, done: float, total: float, unit: str, **figures: float) -> None:
         if self.say is not None and time.monotonic() - self._said > 30:
             self._said = time.monotonic()
