@@ -18,15 +18,17 @@ from compress.records import JsonValue
 from compress.train.background import HostCopies
 from compress.train.batches import Batches, Rows
 from compress.train.checkpoint import Abandoned
-from compress.train.distributed import Team, shard
+from compress.train.distributed import Team
 from compress.train.memory import fitted, giving_way, is_out_of_memory, recompute_activations, tried_on
-from compress.train.numerics import Numerics, applied, has_no_deterministic, keep, resolve
+from compress.train.numerics import START, Numerics, applied, has_no_deterministic, keep, resolve
 from compress.train.objective import Objective
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 from compress.train.sharded import TeamCheckpoints
+from compress.train.sharding import DIVIDED
 from compress.train.stopping import Stopping
 from compress.train.tasks import ROWS_AT_ONCE
+from compress.train.team_memory import GpuMemory, TeamTraining
 from compress.train.tied import lookups_add_their_rows
 from compress.train.training import Training
 from compress.train.watch import Watch
@@ -66,15 +68,20 @@ def fit(
             return fitted(numerics, settings, schedule, fits, bool(student.supports_gradient_checkpointing))
 
     team = Team.current()
+    is_new = team.agree(not (context.partial / START).exists())
     numerics = resolve(context.partial, settings, schedule, on_gpu, team)
     with applied(numerics):
         torch.manual_seed(context.seed)
         _place(objective, numerics)
-        recompute_activations(student, numerics.checkpoint_activations)
+        sharding = DIVIDED
         if team.is_launched:
-            shard(objective, numerics.device)
+            together = TeamTraining(objective, student, read, settings, schedule, GpuMemory())
+            numerics, sharding = together.divide(numerics, is_new)
+            if team.leads:
+                keep(context.partial, numerics)
+        recompute_activations(student, numerics.checkpoint_activations)
         batches = Batches(data, schedule.batch_sequences, context.seed, settings.attend_across_documents)
-        training = Training(objective, student, batches, settings, schedule, numerics, watch)
+        training = Training(objective, student, batches, settings, schedule, numerics, watch, sharding)
         student.train()
         if numerics.device != "cpu":
             torch.cuda.reset_peak_memory_stats()  # trying sizes took as much as there is

@@ -112,7 +112,8 @@ def resolve(
 ) -> Numerics:
     """Return the answers given at the first start of the work in `folder`, or give and write them now.
 
-    `on_gpu` completes them where there is a GPU, by trying what fits; not in a team, whose processes hold parts.
+    `on_gpu` completes them where there is a GPU, by trying what fits. A team's processes try together what only they
+    can (`compress.train.team_memory`), and keep it then.
     """
     # The leader alone looks: on a network's file system others may not see for a minute what it has written.
     numerics = _resolved(folder, settings, schedule, on_gpu, team) if team.leads else None
@@ -134,11 +135,8 @@ def _resolved(
     if numerics.device != "cpu":
         if team.is_launched:
             # One process that fails in a backward pass would leave the others waiting.
-            numerics = numerics.model_copy(
-                update={"sums_vary": "several GPUs are not held to one order of sums"}
-            )
-        else:
-            numerics = on_gpu(numerics)
+            return numerics.model_copy(update={"sums_vary": "several GPUs are not held to one order of sums"})
+        numerics = on_gpu(numerics)
     keep(folder, numerics)
     return numerics
 

@@ -69,11 +69,13 @@ class TrainingSettings(StepConfig):
     least one. Left out: enough for about 2000 steps, within 2k and 512k, and no more than `tokens`."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Sequences that are in memory at once; it does not change the batch. Left out: on a GPU the largest power of two
-    that fits, found by trying, on a processor about 2000 tokens. It is halved when memory runs out later."""
+    that fits, found by trying, on a processor about 2000 tokens. It is halved when memory runs out later; not with
+    `launch`, whose processes cannot go on when one of them has run out."""
     checkpoint_activations: bool | Literal["auto"] = "auto"
     """Whether each layer keeps only its input for the backward pass and computes the rest again: the same result, with
     a fraction of the memory and about a third more time. ``auto``: on a GPU where 2000 tokens at once do not fit
-    without, or a single sequence no longer does; on a processor in the latter case only."""
+    without, or a single sequence no longer does; with `launch` on GPUs unless an estimate leaves clear room; on a
+    processor when a single sequence no longer fits."""
     held_out: DataRef | None = None
     """Data to evaluate on and never to learn from, usually that of `evaluate.text`: its loss (and divergence from the
     teacher) goes beside the training loss. Left out: nothing is evaluated on the way."""
@@ -99,7 +101,9 @@ class TrainingSettings(StepConfig):
     launch: Annotated[Launch | None, Manner()] = None
     """Train on several processes: ``{processes: 8}``. The batch is the same, shared between them, so the result differs
     by rounding only and has the same name in the store; a run may be taken up by another number of processes. Without
-    GPUs they share the processor's cores. On GPUs set `micro_batch`: what fits is not tried out for a team."""
+    GPUs they share the processor's cores. On GPUs they try together what fits, and the record says how models were
+    divided: by machine where one can hold all, the teacher whole and gradients summed once a step where there is
+    room."""
     checkpoint_seconds: float = Field(default=30.0, ge=0)
     """Seconds between checkpoints; longer where writing one takes long (at most a twentieth of the time)."""
 

@@ -12,12 +12,13 @@ from compress.records import CurvePoint, JsonValue
 from compress.train.batches import Batches
 from compress.train.chance import random_state, set_random_state
 from compress.train.checkpoint import Abandoned, State
-from compress.train.distributed import Team, reshard
+from compress.train.distributed import Team, reshard, summed_as
 from compress.train.memory import recompute_activations
 from compress.train.numerics import Numerics
 from compress.train.optimizer import adamw, average_and_clip
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
+from compress.train.sharding import DIVIDED, Sharding
 from compress.train.watch import Watch
 
 CURVE_POINTS = 200
@@ -50,9 +51,10 @@ class Training:
         schedule: Schedule,
         numerics: Numerics,
         watch: Watch | None = None,
+        sharding: Sharding = DIVIDED,
     ) -> None:
         self._objective, self.student, self._batches = objective, student, batches
-        self._team = Team.current()
+        self._team, self._sharding = Team.current(), sharding
         self._schedule, self.numerics, self._watch = schedule, numerics, watch
         self._max_grad_norm = settings.max_grad_norm
         self.optimizer = adamw(student, settings)
@@ -127,7 +129,7 @@ class Training:
         numerics = self.numerics
         total, num_tokens = torch.zeros((), device=numerics.device), 0
         parts = self._team.share(self._batches.at(self.step), numerics.micro_batch)
-        for number, batch in enumerate(parts):
+        for number, batch in enumerate(summed_as(self._sharding, self._objective, parts)):
             if number and asked_to_stop():
                 raise Abandoned
             with numerics.exact():
@@ -265,7 +267,9 @@ class Training:
             self.team_sizes = [*self.team_sizes, self._team.size]
 
     def _team_facts(self) -> dict[str, JsonValue]:
-        facts: dict[str, JsonValue] = {"processes": self._team.size} if self._team.is_launched else {}
+        facts: dict[str, JsonValue] = {}
+        if self._team.is_launched:
+            facts = {"processes": self._team.size, "sharding": self._sharding.facts()}
         if len(self.team_sizes) > 1:
             sizes = ", then ".join(map(str, self.team_sizes))
             facts |= {"bit_exact": False, "bit_exact_ended_by": f"it was worked on by {sizes} processes"}

@@ -15,10 +15,11 @@ from torch.distributed.tensor import DTensor
 from compress.distill import step as distill
 from compress.models.checkpoint import load_model
 from compress.records import Artifact
-from compress.train import checkpoint, distributed, loop, numerics, sharded, step
+from compress.train import checkpoint, distributed, numerics, sharded, step, team_memory
 from compress.train.distributed import Team, load_at_leader, without_weights
 from compress.train.lora import add_adapters
 from compress.train.settings import Lora
+from compress.train.sharding import Sharding
 from tests.fakes import FakeContext, Stopped, StopsAfter
 from tests.train.inputs import context, countable_ids, parent, tokens
 
@@ -162,11 +163,11 @@ class Weighed:
         self.seen: list[int] = []
         self.whole = 0
 
-    def shard(self, objective: nn.Module, device: str) -> None:
+    def shard(self, objective: nn.Module, device: str, sharding: Sharding) -> None:
         self.whole = sum(p.numel() for p in objective.parameters())
         self._objective = objective
         self.seen.append(num_held(objective))
-        distributed.shard(objective, device)
+        distributed.shard(objective, device, sharding)
         self.seen.append(num_held(objective))
 
     def fully_shard(self, *args, **kwargs):
@@ -185,7 +186,7 @@ def member(rank: int, folder: Path, inputs: dict[str, Artifact], config: distill
     """Be one of two processes that distill; leave word of what this one held."""
     torch.set_num_threads(1)
     weighed = Weighed()
-    loop.shard, distributed.fully_shard = weighed.shard, weighed.fully_shard
+    team_memory.shard, distributed.fully_shard = weighed.shard, weighed.fully_shard
     if rank > 0:
         transformers.modeling_utils.safe_open = _no_file
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
