@@ -72,10 +72,17 @@ def choose_items(sizes: Mapping[str, int], samples: int | None, name: str) -> di
     return dict(chosen)
 
 
-def run_tasks(lm: BackendLM, name: str, leaves: Leaves, samples: int | None) -> list[Logged]:
-    """Let the model answer the chosen items of one requested task, always in the same order."""
+def run_tasks(
+    lm: BackendLM, name: str, leaves: Leaves, samples: int | None, part: tuple[int, int] = (0, 1)
+) -> list[Logged]:
+    """Let the model answer the chosen items of one requested task, always in the same order.
+
+    `part`: of so many parts (the second number) that one alone; `in_order` puts the parts of a task together.
+    """
     sizes = {leaf: len(task.eval_docs) for leaf, task in leaves.items()}
-    chosen = choose_items(sizes, samples, name)
+    chosen = _part_of(choose_items(sizes, samples, name), *part)
+    if not chosen:
+        return []
     used = {leaf: leaves[leaf] for leaf in chosen}
     # lm-eval looks every index up in the list: where all items are used, give it none.
     partial = {leaf: indices for leaf, indices in chosen.items() if len(indices) < sizes[leaf]}
@@ -83,11 +90,38 @@ def run_tasks(lm: BackendLM, name: str, leaves: Leaves, samples: int | None) -> 
     return [(leaf, sample) for leaf, samples in results["samples"].items() for sample in samples]
 
 
+def in_order(parts: Sequence[Sequence[Logged]], leaves: Leaves) -> list[Logged]:
+    """Return what was logged in all parts of a task in the order it has where one answers all: leaf, filter, item."""
+    logged = [each for part in parts for each in part]
+    filters = list(dict.fromkeys(sample["filter"] for _, sample in logged))
+    places = {leaf: place for place, leaf in enumerate(leaves)}
+    return sorted(
+        logged, key=lambda each: (places[each[0]], filters.index(each[1]["filter"]), each[1]["doc_id"])
+    )
+
+
+def judged(logged: Sequence[Logged]) -> list[Logged]:
+    """Return the logs without prompts and answers: what tells where an item stands, and how it was judged."""
+    return [
+        (leaf, {key: sample[key] for key in ("doc_id", "filter", "metrics", *sample["metrics"])})
+        for leaf, sample in logged
+    ]
+
+
 def right_answers(logged: Sequence[Logged]) -> list[bool]:
     """Return for each item whether it was answered right; nothing for a task that has no accuracy."""
     samples = [sample for _, sample in logged]
     metric = accuracy_metric(sample["metrics"] for sample in samples)
     return [sample[metric] == 1.0 for sample in samples if metric in sample["metrics"]] if metric else []
+
+
+def _part_of(chosen: Mapping[str, list[int]], part: int, num_parts: int) -> dict[str, list[int]]:
+    """Return every `num_parts`-th item, counted over all leaves; no leaf without any."""
+    flat = [(leaf, index) for leaf, indices in chosen.items() for index in indices][part::num_parts]
+    return {
+        leaf: [index for name, index in flat if name == leaf]
+        for leaf in dict.fromkeys(name for name, _ in flat)
+    }
 
 
 def _load(manager: TaskManager, name: str, source: str | dict[str, Any]) -> Leaves:

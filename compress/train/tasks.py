@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -9,6 +10,10 @@ from compress.backends.huggingface import HuggingFaceBackend
 from compress.data import world
 from compress.data.tasks import write_tasks
 from compress.errors import InputError
+from compress.train.distributed import Team, passing_together
+
+if TYPE_CHECKING:
+    from compress.meters.lm_eval_model import BackendLM
 
 ROWS_AT_ONCE = 32
 
@@ -41,15 +46,19 @@ class WatchedTasks:
         self._samples, self._tokenizer, self._on_progress = samples, tokenizer, on_progress
 
     def answers(self, model: PreTrainedModel, rows_at_once: int = ROWS_AT_ONCE) -> Answers:
-        """Return the model's answers, so many items at once. Raises `InputError` for a task without accuracy."""
-        from compress.meters.lm_eval_model import BackendLM
-        from compress.meters.tasks import right_answers, run_tasks
+        """Return the model's answers; a team's processes share the items. Raises `InputError` without accuracy."""
+        from compress.meters.tasks import in_order, judged, right_answers, run_tasks
 
-        lm = BackendLM(
-            HuggingFaceBackend(model), self._tokenizer, rows_at_once, lambda done, total: self._on_progress()
-        )
+        team = Team.current()
+        with passing_together(model):
+            lm = self._asked(model, rows_at_once)
+            own = {
+                name: judged(run_tasks(lm, name, leaves, self._samples, (team.rank, team.size)))
+                for name, leaves in self._leaves.items()
+            }
+        parts = team.gathered(own)
         found = {
-            name: right_answers(run_tasks(lm, name, leaves, self._samples))
+            name: right_answers(in_order([part[name] for part in parts], leaves))
             for name, leaves in self._leaves.items()
         }
         if lacking := [name for name, right in found.items() if not right]:
@@ -57,3 +66,10 @@ class WatchedTasks:
                 f"tasks: '{lacking[0]}' has no accuracy to watch; name tasks whose metric is acc or acc_norm"
             )
         return found
+
+    def _asked(self, model: PreTrainedModel, rows_at_once: int) -> "BackendLM":
+        from compress.meters.lm_eval_model import BackendLM
+
+        return BackendLM(
+            HuggingFaceBackend(model), self._tokenizer, rows_at_once, lambda done, total: self._on_progress()
+        )
