@@ -158,7 +158,8 @@ def pair(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("way", "plain"), [("bf16", "autocast"), ("recomputed", "autocast"), ("lora", "lora autocast")]
+    ("way", "plain"),
+    [("bf16", "autocast"), ("recomputed", "autocast"), ("whole", "autocast"), ("lora", "lora autocast")],
 )
 def test_gathered_in_bf16_a_student_learns_to_the_bit_what_autocast_taught_it(pair, way, plain):
     ours, theirs = pair[0][way], pair[0][plain]
