@@ -12,16 +12,27 @@ from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
 from compress.errors import InputError
+from compress.train.attention import as_mask, is_told_documents
 
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return what the head sees before every target: ``[N, D]``, beside `Batch.targets`.
 
-    Positions that start anew keep attention inside each document: transformers reads packed documents from them.
+    Attention stays inside each document: `compress.train.attention` is told where they begin, and for other attention
+    transformers makes a mask of positions that start anew.
     """
-    positions = {} if batch.positions is None else {"position_ids": batch.positions}
-    hidden_BTD: Tensor = model.base_model(input_ids=batch.ids, use_cache=False, **positions).last_hidden_state
+    where = {} if batch.positions is None else {"position_ids": batch.positions}
+    if is_told_documents(model):
+        where = {"attention_mask": as_mask(batch.documents), "position_ids": _positions(batch)}
+    hidden_BTD: Tensor = model.base_model(input_ids=batch.ids, use_cache=False, **where).last_hidden_state
     return batch.before_targets(hidden_BTD)
+
+
+def _positions(batch: Batch) -> Tensor:
+    """Return each token's position. A model that found its own would look at the mask, or wait for a GPU."""
+    if batch.positions is not None:
+        return batch.positions
+    return torch.arange(batch.ids.shape[1], device=batch.ids.device)[None]
 
 
 @dataclass(frozen=True)
