@@ -14,7 +14,7 @@ from compress.plugins import Context, DataRef, StepConfig
 from compress.quantities import Count
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 2
+VERSION = 3
 ACCEPTS = ("hf",)
 PRODUCES = "teacher_signals"
 INTERNAL = True

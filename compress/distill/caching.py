@@ -26,6 +26,7 @@ from compress.models.device import default_device
 from compress.plugins import Context
 from compress.records import JsonValue, Record
 from compress.train.allocator import freed_memory_kept
+from compress.train.attention import PACKED, implementation
 from compress.train.fused import slices
 from compress.train.head import OutputHead, hidden_states, output_head, output_matrix
 from compress.train.numerics import chosen_precision, deterministic
@@ -101,6 +102,7 @@ class Caching:
         """Put the teacher on its device. Raises `InputError` when it makes its logits in an unknown way."""
         if teacher.device.type != torch.device(start.device).type:
             teacher = teacher.to(start.device)
+        teacher.set_attn_implementation(implementation(teacher, PACKED))
         head, vocabulary = output_head(teacher), len(output_matrix(teacher)[0])
         about = About(
             vocabulary=vocabulary,

@@ -220,7 +220,7 @@ class Distillation(Objective):
     def _teacher_of(self, batch: Batch) -> Projection:
         """Run the teacher's layers; return what makes logits of what they say."""
         if self._teacher_ids is not None:
-            batch = replace(batch, ids=self._teacher_ids[batch.ids])
+            batch = batch.with_ids(self._teacher_ids[batch.ids])
         head, device = self._heads[1], batch.ids.device
         if self._teacher_device not in (None, OFFLOAD):
             batch = batch.to(self._teacher_device)

@@ -25,7 +25,7 @@ from compress.train.duration import timed
 from compress.train.memory_account import Teaching, total
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
-VERSION = 3
+VERSION = 4
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 

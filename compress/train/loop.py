@@ -15,6 +15,7 @@ from compress.data.batch import Batch
 from compress.errors import StepFailed
 from compress.plugins import Context
 from compress.records import JsonValue
+from compress.train.attention import implementation
 from compress.train.background import HostCopies
 from compress.train.batches import Batches, Rows
 from compress.train.checkpoint import Abandoned
@@ -103,8 +104,7 @@ def fit(
 
 def _place(objective: nn.Module, numerics: Numerics) -> None:
     for model in (m for m in objective.children() if isinstance(m, PreTrainedModel)):
-        # Scores that are bent (Gemma 2) only plain products compute.
-        model.set_attn_implementation(numerics.attention if model._supports_sdpa else "eager")
+        model.set_attn_implementation(implementation(model, numerics.attention))
     if Team.current().is_launched:
         return  # a team's models come to their devices in parts
     if isinstance(objective, Objective):

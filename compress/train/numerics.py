@@ -40,7 +40,8 @@ class Numerics(Record):
     precision: Literal["bf16", "fp32"]
     num_threads: int
     micro_batch: int
-    attention: Literal["eager", "sdpa"]
+    attention: Literal["eager", "sdpa", "packed"]
+    """``packed``: inside documents alone (`compress.train.attention`), whole rows as ``sdpa``."""
     checkpoint_activations: bool = False
     gave_way: tuple[str, ...] = ()
     """What was changed when memory ran out."""
@@ -231,6 +232,6 @@ def _decide(settings: TrainingSettings, schedule: Schedule) -> Numerics:
         precision=precision,
         num_threads=torch.get_num_threads(),
         micro_batch=min(micro_batch, schedule.batch_sequences),
-        attention="eager" if eager else "sdpa",
+        attention="eager" if eager else "packed",
         checkpoint_activations=settings.checkpoint_activations is True,
     )

@@ -10,7 +10,7 @@ from compress.train.duration import timed
 from compress.train.duration import timed
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
-VERSION = 2
+VERSION = 3
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 
