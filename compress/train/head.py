@@ -14,6 +14,9 @@ from compress.data.batch import Batch
 from compress.errors import InputError
 from compress.train.attention import as_mask, is_told_documents
 
+APART = 1e-3
+"""How much of a hidden state may come of the text before, by rounding: where experts share their tokens."""
+
 
 def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return what the head sees before every target: ``[N, D]``, beside `Batch.targets`.
@@ -26,6 +29,26 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
         where = {"attention_mask": as_mask(batch.documents), "position_ids": _positions(batch)}
     hidden_BTD: Tensor = model.base_model(input_ids=batch.ids, use_cache=False, **where).last_hidden_state
     return batch.before_targets(hidden_BTD)
+
+
+@torch.no_grad()
+def check_documents_apart(model: PreTrainedModel) -> None:
+    """Raise `InputError` for a model in which a text changes what comes of the next one of its row.
+
+    Some take no positions (ALiBi, and attention of their own), others carry a state through the whole row.
+    """
+    first_B2 = torch.tensor([[0, 1], [2, 3]], device=model.device)
+    ids_BT = torch.cat([first_B2, first_B2[:1].expand(2, -1)], 1) % model.config.vocab_size
+    training = model.training
+    model.eval()
+    hidden_ND = hidden_states(model, Batch(ids_BT, torch.tensor([[0, 1, 0, 1]] * 2, device=model.device)))
+    model.train(training)
+    one, other = hidden_ND[1::2].float()  # before the second target of each row, in its second text
+    if not torch.linalg.vector_norm(one - other) <= APART * torch.linalg.vector_norm(one):
+        raise InputError(
+            f"a model of type '{model.config.model_type}' does not read the texts of a row apart, but one after the "
+            "other as a single text. Allowed for it: `attend_across_documents: true`, or rows of one text each"
+        )
 
 
 def _positions(batch: Batch) -> Tensor:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
+from transformers import AutoConfig, AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig
 
 from compress.data.batch import Batch
 from compress.errors import InputError
 from compress.models.checkpoint import quiet
 from compress.train import head
-from compress.train.head import OutputHead, output_head
+from compress.train.head import OutputHead, check_documents_apart, output_head
 from compress.train.objective import NextToken
 from tests.models.tiny import TRAINABLE, tiny_model, token_ids
 
@@ -35,6 +35,25 @@ def test_packed_documents_teach_what_they_teach_alone(family):
     alone = [NextToken(model)(Batch(ids_BT[:, a:b])) for a, b in pairwise(starts)]
     assert num_packed == sum(count for _, count in alone)
     torch.testing.assert_close(packed, sum(loss for loss, _ in alone))
+
+
+@pytest.mark.parametrize("family", TRAINABLE)
+def test_models_of_all_families_read_the_texts_of_a_row_apart(family):
+    check_documents_apart(tiny_model(family))
+
+
+@pytest.mark.parametrize("kind", ["bloom", "falcon", "mamba"])
+def test_a_model_that_reads_on_into_the_next_text_is_refused(kind):
+    torch.manual_seed(0)
+    with quiet():
+        config = AutoConfig.for_model(
+            kind, vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2
+        )
+        model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(
+        InputError, match=f"'{kind}' does not read the texts of a row apart.*attend_across_documents"
+    ):
+        check_documents_apart(model)
 
 
 def test_only_what_is_to_be_learned_counts():
