@@ -20,6 +20,7 @@ from compress.train.background import HostCopies
 from compress.train.batches import Batches, Rows
 from compress.train.checkpoint import Abandoned
 from compress.train.distributed import Team
+from compress.train.head import check_documents_apart
 from compress.train.memory import fitted, giving_way, is_out_of_memory, recompute_activations, tried_on
 from compress.train.numerics import START, Numerics, applied, has_no_deterministic, keep, resolve
 from compress.train.objective import Objective
@@ -75,6 +76,8 @@ def fit(
         torch.manual_seed(context.seed)
         _place(objective, numerics)
         sharding = DIVIDED
+        if not team.is_launched and read(schedule.batch_sequences).positions is not None:
+            check_documents_apart(student)
         if team.is_launched:
             together = TeamTraining(objective, student, read, settings, schedule, GpuMemory())
             numerics, sharding = together.divide(numerics, is_new)
