@@ -22,7 +22,7 @@ def inputs(dtype=torch.bfloat16, heads=(8, 2), size=128):
     batch = Batch(torch.zeros(2, 1024, dtype=torch.int64), positions_BT)
     states = [torch.randn(2, 1024, n, size, generator=generator) for n in (heads[0], heads[1], heads[1])]
     slopes = torch.randn(2, 1024, heads[0], size, generator=generator)
-    return batch, [s.to(dtype).transpose(1, 2) for s in states], slopes.to(dtype)
+    return batch, [s.bfloat16().to(dtype).transpose(1, 2) for s in states], slopes.bfloat16().to(dtype)
 
 
 def computed(device, window=None, dtype=torch.bfloat16, **shapes):
