@@ -13,6 +13,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from compress.backends.cuda_graph import CudaRecorder
+from compress.backends.fixed_decoding import CannotRepeat, FixedDecoder, Record
 from compress.backends.interface import Backend, Cache, Encoder, OpenOptions
 from compress.backends.positions import positions
 from compress.models.checkpoint import load_model
@@ -37,7 +39,7 @@ def open(artifact: Artifact, options: OpenOptions) -> Backend:
 
 
 class HuggingFaceBackend(Backend):
-    """A causal language model."""
+    """A causal language model. On a GPU, once prepared, it decodes by CUDA graphs, as servers do."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
@@ -45,6 +47,9 @@ class HuggingFaceBackend(Backend):
         self.vocabulary: int = model.config.vocab_size
         self.num_positions: int = model.config.max_position_embeddings
         self.runtime = _runtime(model)
+        self.on_cuda = self.device.type == "cuda"
+        self._record: Record | None = CudaRecorder(self.device) if self.on_cuda else None
+        self._prepared: dict[tuple[int, int], FixedDecoder | str] = {}
         # Packed weights are expanded by a hook on the whole model, not on its body: run it once.
         self.prefill(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64))
 
@@ -58,6 +63,39 @@ class HuggingFaceBackend(Backend):
 
     def decode(self, ids_B1: Tensor, mask_BS: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         return self._step(ids_B1, mask_BS, cache)
+
+    def prepare(self, batch_size: int, num_positions: int) -> str:
+        if self._record is None:
+            return ""
+        size = (batch_size, num_positions)
+        if size not in self._prepared:
+            self._prepared[size] = self._fixed_decoder(*size, self._record)
+        prepared = self._prepared[size]
+        return f"eager: {prepared}" if isinstance(prepared, str) else "CUDA graph"
+
+    def greedy(self, ids_BT: Tensor, mask_BT: Tensor, new_tokens: int) -> Iterator[Tensor]:
+        prepared = self._prepared.get((len(ids_BT), ids_BT.shape[1] + new_tokens))
+        if not isinstance(prepared, FixedDecoder):
+            yield from super().greedy(ids_BT, mask_BT, new_tokens)
+            return
+        logits_BV, cache = self.prefill(ids_BT, mask_BT)
+        next_B1 = logits_BV.argmax(-1, keepdim=True)
+        yield next_B1.cpu()
+        prepared.fill(cache, mask_BT, next_B1)
+        for _ in range(new_tokens - 1):
+            yield prepared.next().to("cpu", copy=True)  # the buffer is overwritten by the next
+
+    def _fixed_decoder(self, batch_size: int, num_positions: int, record: Record) -> FixedDecoder | str:
+        """Return what repeats a recorded step, or why none can be recorded."""
+        if getattr(self.model, "is_loaded_in_8bit", False):
+            return "bitsandbytes looks for outliers of its 8-bit layers on the processor"
+        one_B1 = torch.ones(batch_size, 1, dtype=torch.int64)
+        try:
+            return FixedDecoder(self.model, self.prefill(one_B1, one_B1)[1], num_positions, record)
+        except CannotRepeat as reason:
+            return str(reason)
+        except torch.OutOfMemoryError:
+            return "memory is too small for a cache of fixed size"
 
     @torch.inference_mode()
     def _step(self, ids_BT: Tensor, mask_BS: Tensor, cache: DynamicCache) -> tuple[Tensor, Cache]:
@@ -82,6 +120,7 @@ class HuggingFaceEncoder(Encoder):
         self.vocabulary: int = model.config.vocab_size
         self.num_positions = longest
         self.runtime = _runtime(model)
+        self.on_cuda = self.device.type == "cuda"
         with torch.inference_mode():  # expands packed weights
             self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device))
 

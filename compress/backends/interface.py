@@ -47,6 +47,8 @@ class Backend(ABC):
     """Number of token ids the model can score (V)."""
     num_positions: int
     """Longest sequence it accepts."""
+    on_cuda: bool = False
+    """Whether it computes on a GPU, which waits when the processor does not launch work fast enough."""
 
     @abstractmethod
     def logits_chunks(self, ids_BT: Tensor, mask_BT: Tensor, chunk: int = 256) -> Iterator[Tensor]:
@@ -97,19 +99,32 @@ class Backend(ABC):
 
         Ends early once every sequence has produced one of `stop_ids`; what follows a stop is meaningless.
         """
-        logits_BV, cache = self.prefill(ids_BT, mask_BT)
-        mask_BS = mask_BT
         stopped_B = torch.zeros(len(ids_BT), dtype=torch.bool)
         tokens: list[Tensor] = []
-        for index in range(new_tokens):
-            next_B1 = logits_BV.argmax(-1, keepdim=True).cpu()
+        for next_B1 in self.greedy(ids_BT, mask_BT, new_tokens):
             tokens.append(next_B1)
             stopped_B |= torch.tensor([int(i) in stop_ids for i in next_B1[:, 0]])
-            if index + 1 == new_tokens or bool(stopped_B.all()):
+            if bool(stopped_B.all()):
                 break
-            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(ids_BT), 1)], dim=1)
-            logits_BV, cache = self.decode(next_B1, mask_BS, cache)
         return torch.cat(tokens, dim=1)
+
+    def greedy(self, ids_BT: Tensor, mask_BT: Tensor, new_tokens: int) -> Iterator[Tensor]:
+        """Yield the greedy tokens that follow a left-padded batch, one a sequence at a time ``[B, 1]``, on the CPU."""
+        logits_BV, cache = self.prefill(ids_BT, mask_BT)
+        mask_BS = mask_BT
+        for index in range(new_tokens):
+            next_B1 = logits_BV.argmax(-1, keepdim=True).cpu()
+            yield next_B1
+            if index + 1 < new_tokens:
+                mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(ids_BT), 1)], dim=1)
+                logits_BV, cache = self.decode(next_B1, mask_BS, cache)
+
+    def prepare(self, batch_size: int, num_positions: int) -> str:
+        """Get ready for `greedy` to that many positions, prompt included; return how it will decode, for the record.
+
+        The same tokens come without. Empty where nothing is to be prepared.
+        """
+        return ""
 
 
 class Encoder(Backend):

@@ -121,15 +121,11 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
     @torch.inference_mode()
     def _greedy(self, ids_BT: Tensor, mask_BS: Tensor, new_tokens: int, every: int = 8) -> Iterator[Tensor]:
         """Yield the tokens written so far ``[B, N]``, after every few steps and at the end."""
-        logits_BV, cache = self.backend.prefill(ids_BT, mask_BS)
-        tokens_BN = logits_BV.argmax(-1, keepdim=True).cpu()
-        for count in range(1, new_tokens):
-            if count % every == 0:
-                yield tokens_BN
-            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(ids_BT), 1)], dim=1)
-            logits_BV, cache = self.backend.decode(tokens_BN[:, -1:], mask_BS, cache)
-            tokens_BN = torch.cat([tokens_BN, logits_BV.argmax(-1, keepdim=True).cpu()], dim=1)
-        yield tokens_BN
+        tokens: list[Tensor] = []
+        for next_B1 in self.backend.greedy(ids_BT, mask_BS, new_tokens):
+            tokens.append(next_B1)
+            if len(tokens) % every == 0 or len(tokens) == new_tokens:
+                yield torch.cat(tokens, dim=1)
 
     def _pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Query]:
         """Tokenize contexts and continuations. Spaces that end a context begin its continuation instead."""
