@@ -145,6 +145,10 @@ _AMOUNTS = (
 )  # fmt: skip
 
 
+LAUNCH_BOUND = "launch-bound"
+"""Stands in the note of a speed that is the processor's: it launched a GPU's work too slowly."""
+
+
 class Measurement(Record):
     """One figure with its unit, sample size and 95 % interval.
 
@@ -163,6 +167,7 @@ class Measurement(Record):
     high: float | None = None
     beside: dict[str, float] = Field(default_factory=dict)
     note: str | None = None
+    """What a reader must know of it. `LAUNCH_BOUND` is said in it."""
 
 
 class Generation(Record):

@@ -31,7 +31,8 @@ class OpenOptions(StepConfig):
 
 
 class BackendModule(Protocol):
-    """A file of this folder: the artifact kinds it opens, and how."""
+    """A file of this folder: the artifact kinds it opens, and how. One whose runtime is made for one device names it:
+    ``DEVICE = "cpu"``."""
 
     KINDS: tuple[str, ...]
 

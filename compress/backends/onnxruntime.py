@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 KINDS = ("onnx",)
+DEVICE = "cpu"
+"""What exports are made for: the processor of whoever runs them, with its cache in the runtime's own buffers there."""
 
 MODEL = "model.onnx"
 
@@ -29,7 +31,9 @@ PREFILL_CHUNK = 256
 
 
 def open(artifact: Artifact, options: OpenOptions) -> "OnnxRuntimeBackend":
-    """Return the artifact's graph in a session. Raises `InputError` where onnxruntime is missing."""
+    """Return the artifact's graph in a session. Raises `InputError` where onnxruntime is missing, and for a GPU."""
+    if options.device not in ("auto", DEVICE):
+        raise InputError(f"an ONNX export runs on the processor. Allowed for device: auto, {DEVICE}")
     try:
         import onnxruntime
     except ImportError as error:

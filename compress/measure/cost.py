@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 
-from compress.records import Measurement
+from compress.records import LAUNCH_BOUND, Measurement
 
 PRICED = {
     "tokens_per_second": "usd_per_million_output_tokens",
@@ -17,7 +17,8 @@ PRICED = {
 def costs(latency: Sequence[Measurement], usd_per_hour: float, utilisation: float = 1.0) -> list[Measurement]:
     """Return the price of a million tokens at every measured speed, beside the price at the speeds beside it.
 
-    `utilisation` is the share of each paid hour in which the machine is busy.
+    `utilisation` is the share of each paid hour in which the machine is busy. A speed that is the processor's says so
+    in its note, and its price too.
     """
     return [
         Measurement(
@@ -31,11 +32,16 @@ def costs(latency: Sequence[Measurement], usd_per_hour: float, utilisation: floa
                 model: usd_per_million_tokens(value, usd_per_hour, utilisation)
                 for model, value in speed.beside.items()
             },
-            note=f"at {usd_per_hour:g} USD/h, {utilisation:.0%} utilised",
+            note=f"at {usd_per_hour:g} USD/h, {utilisation:.0%} utilised{_doubt(speed)}",
         )
         for speed in latency
         if speed.name in PRICED
     ]
+
+
+def _doubt(speed: Measurement) -> str:
+    doubtful = LAUNCH_BOUND in (speed.note or "")
+    return f"; {LAUNCH_BOUND}: the price of a GPU that waits for the processor" if doubtful else ""
 
 
 def usd_per_million_tokens(tokens_per_second: float, usd_per_hour: float, utilisation: float = 1.0) -> float:

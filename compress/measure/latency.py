@@ -1,8 +1,10 @@
 """How fast a model answers (an encoder: reads), beside the original in the same minutes of the same process.
 
 Both take turns, A B A B, under a machine-wide lock and with a fixed number of threads: absolute times belong
-to this machine on this day, the ratio survives. `context.inputs`: ``original`` (absent, or the artifact
-itself: alone).
+to this machine on this day, the ratio survives. The original runs on the device of the model's own runtime: an ONNX
+export, made for processors, has it on the processor beside it. On a GPU tokens are decoded by CUDA graphs where a step
+can be recorded; notes say so, or why not, and which figures show a processor that launches too slowly.
+`context.inputs`: ``original`` (absent, or the artifact itself: alone).
 """
 
 import json
@@ -20,13 +22,14 @@ from compress.measure.statistics import ratio_interval
 from compress.models.effort import opening, writing
 from compress.models.layout import is_encoder
 from compress.plugins import Context, Measured, StepConfig
-from compress.records import Artifact, Measurement, ModelSpec, Work
+from compress.records import LAUNCH_BOUND, Artifact, Measurement, ModelSpec, Work
 
 if TYPE_CHECKING:
     from compress.backends.interface import Backend, OpenOptions
+    from compress.meters.launching import Launching
     from compress.meters.timing import Lend, Sample, Shape
 
-VERSION = 2
+VERSION = 3
 
 SAMPLES = "samples.json"
 START_SECONDS = 1.0
@@ -84,11 +87,14 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     import torch
 
     from compress.backends.interface import OpenOptions
+    from compress.backends.opening import device_of
     from compress.meters.timing import alternate, machine_lock
 
     original = context.inputs.get("original", artifact)
     models = [artifact] if original.key == artifact.key else [artifact, original]
-    options = OpenOptions(num_threads=config.num_threads or torch.get_num_threads())
+    options = OpenOptions(
+        device=device_of(artifact), num_threads=config.num_threads or torch.get_num_threads()
+    )
 
     def on_round(done: int) -> None:
         context.progress(done, config.repeats, "rounds")
@@ -98,9 +104,15 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     with machine_lock(), ExitStack() as opened:
         lenders = _lenders(models, config, options, opened)
         samples = alternate(lenders, shapes(config), config.repeats, on_round)
+        launched = [_launching(*each, options) for each in zip(lenders, samples, strict=True)]
     _write_samples(samples, context)
+    _warn_if_launch_bound(launched, context)
     named = dict(zip(("this", "original"), samples, strict=False))
-    return [m for shape in shapes(config) for m in _measurements(shape, named, options)]
+    return [
+        m
+        for shape in shapes(config)
+        for m in _measurements(shape, named, [by_shape[shape] for by_shape in launched], options)
+    ]
 
 
 def shapes(config: Config) -> "list[Shape]":
@@ -118,9 +130,8 @@ def _lenders(
 ) -> "list[Lend]":
     """Return how each model is had for a turn: open all along where all fit, else opened for every turn."""
     from compress.meters.memory import fit_together
-    from compress.models.device import default_device
 
-    if not fit_together(list(models), default_device()):
+    if not fit_together(list(models), options.device):
         return [partial(_warm, model, config, options) for model in models]
     backends = [opened.enter_context(_warm(model, config, options)) for model in models]
     return [partial(_kept, backend) for backend in backends]
@@ -145,24 +156,56 @@ def _warm(artifact: Artifact, config: Config, options: "OpenOptions") -> "Iterat
                 f"profile: {'prompt_tokens are' if reads else 'prompt_tokens and new_tokens make'} {longest}, but the "
                 f"model reads at most {backend.num_positions} tokens"
             )
+        for shape in shapes(config):
+            backend.prepare(shape.batch_size, shape.prompt_tokens + shape.new_tokens)
         for _ in range(config.warm_up):
             for shape in shapes(config):
                 time_answer(backend, shape)
         yield backend
 
 
+def _launching(
+    lend: "Lend", samples: "dict[Shape, list[Sample]]", options: "OpenOptions"
+) -> "dict[Shape, Launching]":
+    """Return for every shape what notes say of how a model's work reached its device."""
+    from compress.meters.launching import Launching, launching
+
+    if options.device == "cpu":  # a model may have to be opened anew
+        return dict.fromkeys(samples, Launching())
+    with lend() as backend:
+        return {shape: launching(backend, shape, taken) for shape, taken in samples.items()}
+
+
+def _warn_if_launch_bound(launched: "Sequence[dict[Shape, Launching]]", context: Context) -> None:
+    for shape in launched[0]:
+        said = [words for each in launched for words in (each[shape].reading, each[shape].writing)]
+        if any(LAUNCH_BOUND in words for words in said):
+            context.warn(
+                f"latency at batch_size {shape.batch_size}, prompt_tokens {shape.prompt_tokens} is {LAUNCH_BOUND}: "
+                "the GPU waits for the processor, whatever the model. Neither its speeds nor its prices compare"
+            )
+
+
 def _measurements(
-    shape: "Shape", samples: "dict[str, dict[Shape, list[Sample]]]", options: "OpenOptions"
+    shape: "Shape",
+    samples: "dict[str, dict[Shape, list[Sample]]]",
+    launched: "list[Launching]",
+    options: "OpenOptions",
 ) -> list[Measurement]:
     """Return the figures of one shape from every model's samples."""
     from compress.meters.timing import percentile
+    from compress.models.device import default_device
 
+    reading, writing = _notes([m.reading for m in launched]), _notes([m.writing for m in launched])
+    place = "; both on the processor" if len(samples) > 1 and options.device != default_device() else ""
     labels: dict[str, str | int] = {"batch_size": shape.batch_size, "prompt_tokens": shape.prompt_tokens}
     own = samples["this"][shape]
     writes = own[0].new_tokens > 0
     what = f"{shape.new_tokens} new tokens" if writes else "without the output head"
 
-    def figure(name: str, unit: str, better: bool, of: "Callable[[Sample], float]") -> Measurement:
+    def figure(
+        name: str, unit: str, better: bool, of: "Callable[[Sample], float]", launching: str
+    ) -> Measurement:
         medians = {model: percentile([of(s) for s in taken[shape]], 50) for model, taken in samples.items()}
         # Ninety percent of answers are at least this good.
         bad = percentile([of(s) for s in own], 10 if better else 90)
@@ -174,30 +217,42 @@ def _measurements(
             labels=labels,
             n=len(own),
             beside=medians,
-            note=f"median; p90 {bad:.4g}; {what}, {options.num_threads} threads",
+            note=f"median; p90 {bad:.4g}; {what}, {options.num_threads} threads{place}{launching}",
         )
 
-    def reading(sample: "Sample") -> float:
+    def read_a_second(sample: "Sample") -> float:
         return shape.batch_size * shape.prompt_tokens * 1e3 / sample.first_token_ms
 
-    read = figure("prefill_tokens_per_second", "tokens/s", True, reading)
+    def written_a_second(sample: "Sample") -> float:
+        return shape.batch_size * 1e3 / sample.per_token_ms
+
+    read = figure("prefill_tokens_per_second", "tokens/s", True, read_a_second, reading)
     if not writes:
-        return [figure("time_per_pass", "ms", False, lambda s: s.total_ms), read]
+        return [figure("time_per_pass", "ms", False, lambda s: s.total_ms, reading), read]
     ratio = (
-        [_ratio(own, samples["original"][shape], labels)]
+        [_ratio(own, samples["original"][shape], labels, f"{place}{writing}")]
         if "original" in samples and len(own) >= FEWEST_ROUNDS
         else []
     )
     return [
         *ratio,
-        figure("time_to_first_token", "ms", False, lambda s: s.first_token_ms),
-        figure("time_per_output_token", "ms", False, lambda s: s.per_token_ms),
-        figure("tokens_per_second", "tokens/s", True, lambda s: shape.batch_size * 1e3 / s.per_token_ms),
+        figure("time_to_first_token", "ms", False, lambda s: s.first_token_ms, reading),
+        figure("time_per_output_token", "ms", False, lambda s: s.per_token_ms, writing),
+        figure("tokens_per_second", "tokens/s", True, written_a_second, writing),
         read,
     ]
 
 
-def _ratio(own: "list[Sample]", original: "list[Sample]", labels: dict[str, str | int]) -> Measurement:
+def _notes(said: list[str]) -> str:
+    """Return the end of a note: what is said of this model and of the original, once where it is the same."""
+    own, *others = said
+    parts = [own, *(f"the original: {other}" for other in others if other and other != own)]
+    return "".join(f"; {part}" for part in parts if part)
+
+
+def _ratio(
+    own: "list[Sample]", original: "list[Sample]", labels: dict[str, str | int], launching: str
+) -> Measurement:
     """Return the time per output token as a ratio to the original's, which took its turn in the same rounds."""
     found = ratio_interval([s.per_token_ms for s in own], [s.per_token_ms for s in original])
     return Measurement(
@@ -209,7 +264,7 @@ def _ratio(own: "list[Sample]", original: "list[Sample]", labels: dict[str, str 
         n=len(own),
         low=found.low,
         high=found.high,
-        note="of the medians; the interval is of rounds compared one by one",
+        note=f"of the medians; the interval is of rounds compared one by one{launching}",
     )
 
 

@@ -2,6 +2,9 @@
 
 What does not fit into memory as a whole is timed at two smaller depths, and the rest of its layers are added up:
 every layer does the same work, and two depths tell a layer's time from that of what surrounds the layers.
+
+On a GPU tokens come from CUDA graphs: eager steps would take as long as a processor takes to launch them, which is the
+same for every width. Where no graph can be made and the GPU waits, no time is given at all.
 """
 
 import time
@@ -14,7 +17,11 @@ from scipy.optimize import nnls
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from compress.backends.cuda_graph import CudaRecorder
+from compress.backends.fixed_decoding import CannotRepeat, FixedDecoder, Record
 from compress.environment import available_memory_bytes
+from compress.errors import StepFailed
+from compress.meters.launching import busy_ms, said
 from compress.meters.timing import machine_lock, percentile
 from compress.models.checkpoint import DTYPES
 from compress.models.device import default_device
@@ -52,13 +59,15 @@ def shapes_to_time(spec: ModelSpec) -> list[Layout]:
 def time_models(spec: ModelSpec, models: Sequence[Layout], tokens: int, context: Context) -> list[float]:
     """Return the milliseconds one token takes each model, batch 1, after so many tokens, in the parent's dtype.
 
-    Models take turns, round after round, under the machine-wide lock: what disturbs one disturbs all.
+    Models take turns, round after round, under the machine-wide lock: what disturbs one disturbs all. Raises
+    `StepFailed` on a GPU that waits for the processor: such a time says nothing about a shape.
     """
+    record = _recorder()
     dtype = stored_dtype(spec)
     depths = [_depths(model, DTYPE_BYTES[dtype], len(models)) for model in models]
     with machine_lock(), torch.inference_mode():
         decoders = [
-            [_Decoder(model.with_layers(range(depth)), DTYPES[dtype], tokens) for depth in at]
+            [_Decoder(model.with_layers(range(depth)), DTYPES[dtype], tokens, record) for depth in at]
             for model, at in zip(models, depths, strict=True)
         ]
         for done in range(ROUNDS):
@@ -67,6 +76,8 @@ def time_models(spec: ModelSpec, models: Sequence[Layout], tokens: int, context:
                 if context.stopping:
                     context.stop()
             context.progress(done + 1, ROUNDS, "rounds")
+        for decoder in (one for several in decoders for one in several):
+            decoder.check_it_shows_the_device()
     return [
         _at_depth(model.num_layers, at, [decoder.milliseconds for decoder in several])
         for model, at, several in zip(models, depths, decoders, strict=True)
@@ -86,14 +97,16 @@ def fitted(reads: Sequence[Mapping[str, float]], milliseconds: Sequence[float]) 
 class _Decoder:
     """A model with random weights that has read a context, and the times of its tokens."""
 
-    def __init__(self, model: Layout, dtype: torch.dtype, tokens: int) -> None:
+    def __init__(self, model: Layout, dtype: torch.dtype, tokens: int, record: Record | None) -> None:
         self._device = default_device()
         self._model = random_model(model, dtype, self._device)
         self._cache = DynamicCache(config=self._model.config)
         self._times: list[float] = []
+        self._why_eager = ""
         ids = torch.randint(model.vocab, (1, tokens), generator=torch.Generator().manual_seed(0))
         self._next = self._step(ids.to(self._device))
-        self._next = self._step(self._next)  # warm
+        self._fixed = self._recorded(tokens, record) if record else None
+        self._decode()  # warm
 
     @property
     def milliseconds(self) -> float:
@@ -102,9 +115,36 @@ class _Decoder:
     def round(self) -> None:
         started = time.perf_counter()
         for _ in range(TOKENS):
-            self._next = self._step(self._next)
+            self._decode()
         int(self._next)  # waits for the device
         self._times.append((time.perf_counter() - started) * 1e3 / TOKENS)
+
+    def check_it_shows_the_device(self) -> None:
+        """Raise `StepFailed` where the times are those of a processor that launches a GPU's work."""
+        if not self._why_eager:
+            return
+        wall = self.milliseconds
+        busy = busy_ms(self.round)
+        if waits := said(None if busy is None else busy / TOKENS, wall):
+            raise StepFailed(
+                f"target latency: a token's time here is the processor's, the same for every shape ({waits}; no CUDA "
+                f"graph: {self._why_eager}). Give another target: params, memory, flops"
+            )
+
+    def _decode(self) -> None:
+        self._next = self._fixed.next() if self._fixed else self._step(self._next)
+
+    def _recorded(self, tokens: int, record: Record) -> FixedDecoder | None:
+        """Return what goes on from the cache by a CUDA graph; nothing, and why, where none can be made."""
+        num_columns = tokens + 1 + ROUNDS * TOKENS
+        try:
+            fixed = FixedDecoder(self._model, self._cache, num_columns, record)
+        except CannotRepeat as reason:
+            self._why_eager = str(reason)
+            return None
+        fixed.fill(self._cache, torch.ones(1, tokens, dtype=torch.int64), self._next)
+        self._cache = DynamicCache(config=self._model.config)  # frees what the fixed one has taken over
+        return fixed
 
     def _step(self, ids: Tensor) -> Tensor:
         output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
@@ -122,6 +162,11 @@ def random_model(model: Layout, dtype: torch.dtype, device: str) -> PreTrainedMo
                 module._parameters[name] = nn.Parameter(weight, requires_grad=False)
     live.tie_weights()
     return live.to(device)
+
+
+def _recorder() -> Record | None:
+    """Return what makes CUDA graphs, where there is a GPU."""
+    return CudaRecorder(torch.device("cuda")) if default_device() == "cuda" else None
 
 
 def _possible(before: Layout, lengths: Mapping[Unit, int]) -> list[Layout]:

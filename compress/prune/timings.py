@@ -28,7 +28,7 @@ from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
 if TYPE_CHECKING:
     from compress.prune.shapes import Numbers
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf",)
 PRODUCES = "timings"
 INTERNAL = True
