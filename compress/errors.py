@@ -14,7 +14,19 @@ A message says what is wrong, where, what is allowed and, when it can, what was 
 """
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
+
+SAID_WHEN_FULL = re.compile(
+    r"out of memory"  # CUDA, its driver, cuBLAS, NCCL, Triton, bitsandbytes
+    r"|OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+    r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED"
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
+    r"|std::bad_alloc|Cannot allocate memory|Failed to allocate memory",  # C++, the kernel, ONNX Runtime
+    re.IGNORECASE,
+)
+"""What libraries say where memory is too small, in errors of no kind of their own."""
 
 
 class CompressError(Exception):
@@ -71,3 +83,17 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest allowed name, or the full stop that ends the sentence."""
     close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else "."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory was too small, on a GPU or a processor, in whatever words of the library that asked for it.
+
+    What only speaks of memory, such as a wrong value or our own report of an earlier failure, is not such an error.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, CompressError | ValueError | TypeError | LookupError):
+        return False
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return bool(SAID_WHEN_FULL.search(str(error)))

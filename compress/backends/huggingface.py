@@ -58,6 +58,22 @@ class HuggingFaceBackend(Backend):
         where = {"attention_mask": mask_BT, "position_ids": positions(mask_BT), "use_cache": False}
         return _logits_chunks(self.model, ids_BT.to(self.device), chunk, where)
 
+    def logits_at(
+        self, ids_BT: Tensor, mask_BT: Tensor, rows_N: Tensor, columns_N: Tensor, chunk: int = 256
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """On a GPU only the places asked for pass through the head; on a processor all do, as they always did."""
+        if not self.on_cuda:
+            yield from super().logits_at(ids_BT, mask_BT, rows_N, columns_N, chunk)
+            return
+        mask_BT = mask_BT.to(self.device)
+        where = {"attention_mask": mask_BT, "position_ids": positions(mask_BT), "use_cache": False}
+        places = rows_N.to(self.device), columns_N.to(self.device)
+        size = chunk * len(ids_BT)
+        chunks = _logits_chunks(self.model, ids_BT.to(self.device), size, where, places)
+        for number, logits_1MV in enumerate(chunks):
+            start = number * size
+            yield torch.arange(start, start + logits_1MV.shape[1]), logits_1MV[0]
+
     def prefill(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Cache]:
         return self._step(ids_BT, mask_BT, DynamicCache(config=self.model.config))
 
@@ -138,11 +154,20 @@ class HuggingFaceEncoder(Encoder):
 
 @torch.inference_mode()
 def _logits_chunks(
-    model: PreTrainedModel, ids_BT: Tensor, chunk: int, where: dict[str, Any]
+    model: PreTrainedModel,
+    ids_BT: Tensor,
+    chunk: int,
+    where: dict[str, Any],
+    places: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield logits of successive positions: the body runs once, what follows it (head, soft-capping) on each chunk."""
+    """Yield logits of successive positions: the body runs once, what follows it (head, soft-capping) on each chunk.
+
+    With N `places` (rows, columns) they are those of one sequence ``[1, N]``.
+    """
     output = model.base_model(input_ids=ids_BT, **where)
     hidden_BTH: Tensor = output.last_hidden_state
+    if places:
+        hidden_BTH, ids_BT = hidden_BTH[places][None], ids_BT[places][None]
     for start in range(0, ids_BT.shape[1], chunk):
         output.last_hidden_state = hidden_BTH[:, start : start + chunk]
         with _answering(model.base_model, output):

@@ -51,6 +51,9 @@ class Backend(ABC):
     on_cuda: bool = False
     """Whether it computes on a GPU, which waits when the processor does not launch work fast enough."""
 
+    fewest_positions: int = 1
+    """Positions that a call for their logits is worth: more where each costs a copy of the cache."""
+
     @abstractmethod
     def logits_chunks(self, ids_BT: Tensor, mask_BT: Tensor, chunk: int = 256) -> Iterator[Tensor]:
         """Yield fp32 next-token logits ``[B, C, V]`` for successive runs of at most `chunk` positions.
@@ -65,6 +68,20 @@ class Backend(ABC):
     @abstractmethod
     def decode(self, ids_B1: Tensor, mask_BS: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Read one more token a sequence (`mask_BS` covers past and new); return logits ``[B, V]``, cache."""
+
+    def logits_at(
+        self, ids_BT: Tensor, mask_BT: Tensor, rows_N: Tensor, columns_N: Tensor, chunk: int = 256
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield which of N places were reached ``[M]`` and their logits ``[M, V]``, until all have been.
+
+        A place is a row and a column of the batch; `chunk` is of `logits_chunks`.
+        """
+        start = 0
+        for logits_BCV in self.logits_chunks(ids_BT, mask_BT, chunk):
+            stop = start + logits_BCV.shape[1]
+            which_M = ((columns_N >= start) & (columns_N < stop)).nonzero()[:, 0]
+            yield which_M, logits_BCV[rows_N[which_M], columns_N[which_M] - start]
+            start = stop
 
     def close(self) -> None:  # noqa: B027  a runtime without resources has nothing to do
         """Free what the runtime holds."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from compress.measure.segmentation import Reading
     from compress.meters.divergence import Estimate, TextScores
 
-VERSION = 1
+VERSION = 2
 
 SUPPOSED_ROWS = 1000
 """Rows, where neither the data nor the settings say how many."""
@@ -101,7 +101,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     measured.append(_bits_per_byte(read, reading.num_bytes(own_tokenizer)))
     if original_ids is not None:
         measured.append(_same_segmentation(reading, rows_ST))
-    return measured + (_against_original(compared) if compared else [])
+    apart = teacher is not None and teacher.on_cuda != student.on_cuda
+    return measured + (_against_original(compared, apart=apart) if compared else [])
 
 
 def _score(
@@ -125,9 +126,11 @@ def _score(
 
     ids_V = None if original_ids is None else torch.tensor(original_ids[: student.vocabulary])
     alike = [*reading.whole, *reading.beginnings]
-    compared = score_text(student, alike, teacher, on_batch, ids_V) if alike else None
+    compared = score_text(student, alike, teacher, on_batch, ids_V, context.warn) if alike else None
     done = sum(len(ids_BT) for ids_BT, _ in alike)
-    apart = score_text(student, reading.apart, None, on_batch) if reading.apart else None
+    apart = (
+        score_text(student, reading.apart, None, on_batch, on_halved=context.warn) if reading.apart else None
+    )
     nats, sequence = [], []
     if compared is not None:
         is_whole_N = compared.sequence < reading.num_whole
@@ -142,12 +145,14 @@ def _score(
 
 def _open_original(original: Artifact, artifact: Artifact, context: Context) -> "Backend":
     from compress.backends.interface import OpenOptions
-    from compress.backends.opening import open_artifact
+    from compress.backends.opening import device_of, open_artifact
     from compress.meters.memory import fit_together
     from compress.models.device import default_device
 
+    # Beside an export, which a processor reads, it may still be on the GPU: predictions are compared, not speeds.
     device = default_device()
-    if not fit_together([original, artifact], device):
+    together = [original, artifact] if device_of(artifact) == device else [original]
+    if not fit_together(together, device):
         if device == "cpu":
             raise DoesNotFit(
                 "the original and this model do not fit in memory together, so they cannot be compared"
@@ -194,7 +199,9 @@ def _same_segmentation(reading: "Reading", rows_ST: "Tensor") -> Measurement:
     )
 
 
-def _against_original(scores: "TextScores", token: str = "next token") -> list[Measurement]:
+def _against_original(
+    scores: "TextScores", token: str = "next token", apart: bool = False
+) -> list[Measurement]:
     from compress.meters.divergence import clustered_mean
     from compress.meters.timing import percentile
 
@@ -213,7 +220,9 @@ def _against_original(scores: "TextScores", token: str = "next token") -> list[M
             n=kl.n,
             low=kl.low,
             high=kl.high,
-            note="KL(original‖this); interval over sequences" + _lost(scores),
+            note="KL(original‖this); interval over sequences"
+            + ("; one of them on the GPU, the other on the processor" if apart else "")
+            + _lost(scores),
         ),
         Measurement(name="kl_p99", value=tail, unit="nats/token", higher_is_better=False, n=kl.n, note=worst),
         Measurement(

@@ -22,7 +22,7 @@ from compress.records import Artifact, Generation, Measurement, ModelSpec, Work
 if TYPE_CHECKING:
     from compress.meters.lm_eval_model import BackendLM
 
-VERSION = 1
+VERSION = 2
 
 GENERATIONS = "generations.json"
 
@@ -105,6 +105,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     lm = BackendLM(backend, load_tokenizer(artifact.path), config.batch_size, on_progress)
     answers = [answer(lm, name, leaves, config.samples) for name, leaves in tasks.items()]
     _write_generations(lm, config, context.folder)
+    for said in lm.gave_way:
+        context.warn(said)
     backend.close()
     items = [item for each in answers for item in each.items]
     write_items(context.folder, items)

@@ -7,7 +7,7 @@ that the two vocabulary-sized distributions never exist for a whole sequence.
 Shapes: B sequences, T positions, C positions of a chunk, V vocabulary, N scored tokens of all sequences.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
 
@@ -16,9 +16,16 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from compress.backends.interface import Backend
+from compress.meters.halving import halved, said
 
 CHUNK_ELEMENTS = 2**24
-"""Logits held at once, per model: 64 MiB in fp32."""
+"""Logits held at once, per model: 64 MiB in fp32. More are compared piece by piece."""
+
+CUDA_CHUNK_ELEMENTS = 2**28
+"""The same where GPUs compute: fewer would read all of the head's weights again for a few positions."""
+
+CUDA_PIECES = 4
+"""Pieces in which such a chunk is compared: several tensors of a piece's size are needed for that."""
 
 Batch = tuple[Tensor, Tensor]
 """Token ids and mask, both ``[B, T]``."""
@@ -72,6 +79,7 @@ def score_text(
     teacher: Backend | None = None,
     on_batch: Callable[[int], None] = lambda num_sequences: None,
     teacher_ids: Tensor | None = None,
+    on_halved: Callable[[str], None] = lambda said: None,
 ) -> TextScores:
     """Return the student's score of every token that has a predecessor, beside the teacher's if there is one.
 
@@ -79,15 +87,16 @@ def score_text(
     have: padded vocabularies of one family share their token ids from 0 on. A student with a pruned vocabulary
     gives `teacher_ids` ``[V]``, the teacher's id of each of its own: the teacher reads the same tokens under those,
     and its distribution is normalized over them, since a token the student cannot say would make every divergence
-    infinite. How much of the teacher's distribution that leaves is `kept_mass`. `on_batch` hears of sequences done.
+    infinite. How much of the teacher's distribution that leaves is `kept_mass`. `on_batch` hears of sequences done,
+    `on_halved` of batches that memory is too small for.
     """
     columns: list[tuple[Tensor, ...]] = []
     num_sequences = 0
     for ids_BT, mask_BT in batches:
-        scored_BT, figures = _score_batch(student, teacher, ids_BT, mask_BT, teacher_ids)
-        sequence_BT = torch.arange(len(ids_BT))[:, None].expand_as(scored_BT) + num_sequences
-        columns.append((sequence_BT[scored_BT], *(figure_BT[scored_BT] for figure_BT in figures)))
-        num_sequences += len(ids_BT)
+        for scored_BT, figures in _score_fitting(student, teacher, ids_BT, mask_BT, teacher_ids, on_halved):
+            sequence_BT = torch.arange(len(scored_BT))[:, None].expand_as(scored_BT) + num_sequences
+            columns.append((sequence_BT[scored_BT], *(figure_BT[scored_BT] for figure_BT in figures)))
+            num_sequences += len(scored_BT)
         on_batch(num_sequences)
     sequence_N, nats_N, *compared = (torch.cat(column) for column in zip(*columns, strict=True))
     return TextScores(nats_N, sequence_N, *compared)
@@ -110,9 +119,43 @@ def clustered_mean(values_N: Tensor, sequence_N: Tensor) -> Estimate:
     return Estimate(mean, mean - margin, mean + margin, len(values_N))
 
 
-def chunk_positions(num_sequences: int, vocabulary: int) -> int:
-    """Return how many positions of a batch may have their logits in memory at once."""
-    return max(1, CHUNK_ELEMENTS // (num_sequences * vocabulary))
+def chunk_positions(num_sequences: int, models: Sequence[Backend]) -> int:
+    """Return how many positions of a batch may have their logits, of every model, in memory at once."""
+    elements = CUDA_CHUNK_ELEMENTS if all(model.on_cuda for model in models) else CHUNK_ELEMENTS
+    within = elements // (num_sequences * max(model.vocabulary for model in models))
+    return max(within, *(model.fewest_positions for model in models))
+
+
+def _piece_positions(num_sequences: int, models: Sequence[Backend]) -> int:
+    """Return how many positions of a chunk are compared at once."""
+    on_cuda = all(model.on_cuda for model in models)
+    elements = CUDA_CHUNK_ELEMENTS // CUDA_PIECES if on_cuda else CHUNK_ELEMENTS
+    return max(1, elements // (num_sequences * max(model.vocabulary for model in models)))
+
+
+def _score_fitting(
+    student: Backend,
+    teacher: Backend | None,
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    teacher_ids: Tensor | None,
+    on_halved: Callable[[str], None],
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield what `_score_batch` gives for the whole batch, or for parts of it where memory is too small."""
+    start, most = 0, len(ids_BT)
+    while start < len(ids_BT):
+
+        def work(size: int, start: int = start) -> tuple[Tensor, list[Tensor]]:
+            rows = slice(start, start + size)
+            return _score_batch(student, teacher, ids_BT[rows], mask_BT[rows], teacher_ids)
+
+        asked = min(most, len(ids_BT) - start)
+        scored, size = halved(work, asked)
+        if size < asked:
+            on_halved(said(asked, size))
+            most = size
+        yield scored
+        start += size
 
 
 def _score_batch(
@@ -123,7 +166,7 @@ def _score_batch(
     if teacher is not None:
         models.append(teacher)
         readings.append(ids_BT if teacher_ids is None else teacher_ids[ids_BT])
-    chunk = chunk_positions(len(ids_BT), max(model.vocabulary for model in models))
+    chunk = chunk_positions(len(ids_BT), models)
     real_BT = mask_BT.bool().cpu()
     parts: list[list[Tensor]] = []
     start = 0
@@ -132,8 +175,11 @@ def _score_batch(
         stop = min(start + logits[0].shape[1], ids_BT.shape[1] - 1)
         if stop <= start:
             break
-        here = [logits_BCV[:, : stop - start] for logits_BCV in logits]
-        parts.append(_score_chunk(here, ids_BT[:, start + 1 : stop + 1], teacher_ids))
+        piece = _piece_positions(len(ids_BT), models)
+        for at in range(start, stop, piece):
+            end = min(at + piece, stop)
+            here = [logits_BCV[:, at - start : end - start] for logits_BCV in logits]
+            parts.append(_score_chunk(here, ids_BT[:, at + 1 : end + 1], teacher_ids))
         start = stop
     figures = [torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True)]
     return real_BT[:, :-1] & real_BT[:, 1:], figures

@@ -2,7 +2,8 @@
 
 Requests become rows of token ids. A request whose input is a prefix of another's costs nothing: it is read
 off the other's row (all one-token options of a question are one row). Rows are sorted by length and run in
-batches of a fixed size, and only the positions that are asked for pass through the fp32 log-softmax.
+batches of a fixed size, halved where memory is too small; only the positions that are asked for pass through the fp32
+log-softmax.
 
 Texts are cut into tokens as lm-eval's own Hugging Face model does: context and continuation are tokenized as
 one string and parted where the context alone would end, the tokenizer adding its special tokens; an empty
@@ -11,7 +12,7 @@ context becomes the beginning-of-sequence token.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lm_eval.api.instance import Instance
@@ -23,10 +24,12 @@ from transformers import PreTrainedTokenizerBase
 from compress.backends.interface import Backend
 from compress.errors import InputError
 from compress.meters.divergence import chunk_positions
+from compress.meters.halving import halved, said
 
 MAX_NEW_TOKENS = 256
 """Answer length where a task sets none, as in lm-eval."""
 
+T = TypeVar("T")
 OnProgress = Callable[[int, int], None]
 
 
@@ -65,6 +68,8 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         self.tokenizer = tokenizer
         self.batch_size = batch_size
         self.on_progress = on_progress
+        self.gave_way: list[str] = []
+        """Batches that were halved, for the record."""
 
     @property
     def prefix_token_id(self) -> int:
@@ -94,10 +99,13 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         while order:
             settings = requests[order[0]].args[1]
             batch = [i for i in order[: self.batch_size] if requests[i].args[1] == settings]
-            order = order[len(batch) :]
-            texts.update(
-                zip(batch, self.generate([requests[i].args[0] for i in batch], settings), strict=True)
-            )
+
+            def write(size: int, batch: list[int] = batch, settings: dict[str, Any] = settings) -> list[str]:
+                return self.generate([requests[i].args[0] for i in batch[:size]], settings)
+
+            written = self._fitting(write, len(batch))
+            texts.update(zip(batch, written, strict=False))
+            order = order[len(written) :]
             self.on_progress(len(texts), len(requests))
         return [texts[index] for index in range(len(requests))]
 
@@ -180,15 +188,32 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         log_probs = torch.zeros(len(queries), dtype=torch.float64)
         greedy = torch.ones(len(queries), dtype=torch.bool)
         rows = shared_rows(queries)
-        for start in range(0, len(rows), self.batch_size):
-            self._answer_batch(rows[start : start + self.batch_size], queries, log_probs, greedy)
-            self.on_progress(min(start + self.batch_size, len(rows)), len(rows))
+        start = 0
+        while start < len(rows):
+
+            def answer(size: int, start: int = start) -> tuple[int, list[tuple[Tensor, Tensor, Tensor]]]:
+                return size, self._answer_batch(rows[start : start + size], queries)
+
+            size, parts = self._fitting(answer, min(self.batch_size, len(rows) - start))
+            for index, chosen, is_greedy in parts:
+                log_probs.index_add_(0, index, chosen)
+                greedy[index[~is_greedy]] = False
+            start += size
+            self.on_progress(start, len(rows))
         return list(zip(log_probs.tolist(), greedy.tolist(), strict=True))
 
+    def _fitting(self, work: Callable[[int], T], most: int) -> T:
+        """Return the work for so many at once, or for the fewer that memory has room for: no later batch is larger."""
+        done, size = halved(work, most)
+        if size < most:
+            self.gave_way.append(said(most, size))
+            self.batch_size = size
+        return done
+
     def _answer_batch(
-        self, rows: Sequence[Row], queries: Sequence[Query], log_probs: Tensor, greedy: Tensor
-    ) -> None:
-        """Add the batch's figures to `log_probs`; clear `greedy` where another token was likelier."""
+        self, rows: Sequence[Row], queries: Sequence[Query]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return a target's query, its log-probability and whether it was the likeliest, part by part of the batch."""
         ids_BT, mask_BT = padded([row.inputs for row in rows], left=False)
         # One column a target: query, row, position that predicts it, token.
         asked_N4 = torch.tensor(
@@ -199,18 +224,16 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
                 for offset, token in enumerate(queries[index].ids[-queries[index].num_targets :])
             ]
         )
-        start = 0
-        chunk = chunk_positions(len(ids_BT), self.backend.vocabulary)
-        for logits_BCV in self.backend.logits_chunks(ids_BT, mask_BT, chunk):
-            stop = start + logits_BCV.shape[1]
-            index, place, position, token = asked_N4[(asked_N4[:, 2] >= start) & (asked_N4[:, 2] < stop)].T
-            logits_NV = logits_BCV[place, position - start].float()
-            chosen_N = logits_NV.gather(1, token.to(logits_NV.device)[:, None])[:, 0] - logits_NV.logsumexp(
-                -1
-            )
-            log_probs.index_add_(0, index, chosen_N.cpu().double())
-            greedy[index[logits_NV.argmax(-1).cpu() != token]] = False
-            start = stop
+        parts = []
+        chunk = chunk_positions(len(ids_BT), [self.backend])
+        places = asked_N4[:, 1], asked_N4[:, 2]
+        for which_M, logits_MV in self.backend.logits_at(ids_BT, mask_BT, *places, chunk):
+            index_M, token_M = asked_N4[which_M, 0], asked_N4[which_M, 3]
+            logits_MV = logits_MV.float()
+            named_M = logits_MV.gather(1, token_M.to(logits_MV.device)[:, None])[:, 0]
+            chosen_M = named_M - logits_MV.logsumexp(-1)
+            parts.append((index_M, chosen_M.cpu().double(), logits_MV.argmax(-1).cpu() == token_M))
+        return parts
 
 
 def shared_rows(queries: Sequence[Query]) -> list[Row]:

@@ -1,0 +1,31 @@
+"""Batches that are halved where memory is too small for them."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from compress.errors import is_out_of_memory
+
+T = TypeVar("T")
+
+
+def halved(work: Callable[[int], T], size: int) -> tuple[T, int]:
+    """Return what the work gives for so many at once, half of them, a quarter …, the first that fits; and how many.
+
+    Work that fails must leave nothing behind. Raises its error where one alone does not fit, and every other error.
+    """
+    while True:
+        try:
+            return work(size), size
+        except (RuntimeError, MemoryError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        # Out of the handler: the error held the failed work's tensors.
+        torch.cuda.empty_cache()
+        size //= 2
+
+
+def said(size: int, smaller: int) -> str:
+    """Return what is to be said of a batch that was halved."""
+    return f"memory was too small for {size} sequences at once: {smaller} were read (the last digits differ)"
