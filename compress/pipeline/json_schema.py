@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from compress import plugins
-from compress.pipeline.sections import DataShape, Document, ModelSource, StepEntry
+from compress.pipeline.sections import DataShape, Document, ModelSource, StepEntry, StepShape
 
 Schema = dict[str, Any]
 
@@ -65,6 +65,7 @@ def _step(name: str, module: Any) -> Schema:
         "name": {"type": "string", "description": about["name"]},
         "use": {"const": name, "description": _summary(module) or about["use"]},
         "from": {"type": "string", "description": about["parent"]},
+        **_plain(StepShape, f"step.{name}")["properties"],
     }
     return _closed(f"step.{name}", module, own, ["name", "use"])
 

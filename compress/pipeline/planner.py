@@ -4,7 +4,7 @@ Measurements take their settings from the pipeline's sections by name: a field o
 ``batch_sizes`` is ``profile: batch_sizes``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,9 +13,10 @@ from compress.digests import DigestMemo, canonical_digest, folder_content
 from compress.environment import hardware_fingerprint, package_versions
 from compress.errors import HubUnavailable, InputError
 from compress.pipeline import encoders, origin
+from compress.pipeline.gated import check_gates_are_measured
 from compress.pipeline.keys import ingredients
 from compress.pipeline.plan import Node, Plan, Role
-from compress.pipeline.schema import Baseline, Evaluate, Pipeline, StepEntry
+from compress.pipeline.schema import MEASUREMENTS, Baseline, Evaluate, Pipeline, StepEntry
 from compress.plugins import Measured, PlannedInputs, Prepared, StepConfig
 from compress.records import Artifact, ModelSpec, Work
 
@@ -53,6 +54,7 @@ class Builder:
 
     def build(self) -> None:
         """Add everything: the original, the baselines, the steps, each followed by its measurements."""
+        check_gates_are_measured(self.pipeline)
         origin.add_original(self, self.pipeline.model)
         self._measure("original")
         for baseline in self.pipeline.baselines:
@@ -198,7 +200,7 @@ class Builder:
             raise
         except InputError as error:
             raise InputError(f"{step.where}: step '{step.name}': {error}") from error
-        self._measure(step.name)
+        self._measure(step.name, step.measure)
 
     def _inputs(self, module: Any, config: StepConfig, parent: str) -> dict[str, str]:
         """Return the nodes of everything a module is given beside its parent; add those not there yet."""
@@ -298,7 +300,7 @@ class Builder:
         measures = getattr(module, "shape_is_measured", None)
         return bool(measures and measures(config)) or (parent is not None and self.nodes[parent].is_about)
 
-    def _measure(self, name: str) -> None:
+    def _measure(self, name: str, what: Sequence[str] = MEASUREMENTS) -> None:
         """Add what is measured of a model: quality (where it writes), divergence from the original, latency, memory."""
         evaluate, profile = self.pipeline.evaluate, self.pipeline.profile
         if self.rehearsal:
@@ -307,11 +309,15 @@ class Builder:
         original = {} if is_original else {"original": "original"}
         text = self.add_data(evaluate.text, seed=0)
         here = {"hardware": hardware_fingerprint()}
-        if not encoders.only_reads(self.nodes[name], self.nodes["original"], self.pipeline):
+        reads = encoders.only_reads(self.nodes[name], self.nodes["original"], self.pipeline)
+        if "quality" in what and not reads:
             self._measure_quality(name, evaluate)
-        self._add_measurement(name, "divergence", evaluate, {**original, "text": text}, {})
-        self._add_measurement(name, "latency", profile, original, here)
-        self._add_measurement(name, "memory", profile, {}, here)
+        if "divergence" in what:
+            self._add_measurement(name, "divergence", evaluate, {**original, "text": text}, {})
+        if "latency" in what:
+            self._add_measurement(name, "latency", profile, original, here)
+        if "memory" in what:
+            self._add_measurement(name, "memory", profile, {}, here)
 
     def _measure_quality(self, name: str, evaluate: Evaluate) -> None:
         inputs = {} if name == "original" else {"original_quality": "original/quality"}

@@ -18,6 +18,7 @@ from compress.pipeline.complaints import complaints, keys_of, missing_key
 from compress.pipeline.sections import (
     DEMO_DATA,
     DEMO_TASKS,
+    MEASUREMENTS,
     ORIGINAL,
     Baseline,
     Cost,
@@ -31,12 +32,14 @@ from compress.pipeline.sections import (
     Pipeline,
     Profile,
     StepEntry,
+    StepShape,
 )
 from compress.pipeline.source import KeyPath, Source, describe, read_source
 
 __all__ = [
     "DEMO_DATA",
     "DEMO_TASKS",
+    "MEASUREMENTS",
     "ORIGINAL",
     "Baseline",
     "Cost",
@@ -51,7 +54,7 @@ __all__ = [
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_STEP_KEYS = ("name", "use", "from")
+_STEP_KEYS = ("name", "use", "from", "measure")
 _DATA_KEYS = tuple(keys_of(DataShape))
 
 M = TypeVar("M", bound=BaseModel)
@@ -169,9 +172,12 @@ class _Reader:
             return None
         rest = {key: value for key, value in entry.items() if key not in _STEP_KEYS}
         config = self.validate(plugins.step(use).Config, rest, path, use, _STEP_KEYS)
-        if config is None:
+        own = {key: entry[key] for key in keys_of(StepShape) if key in entry}
+        shape = self.validate(StepShape, own, path, "a step")
+        if config is None or shape is None:
             return None
         return StepEntry(
+            **dict(shape),
             name=str(entry.get("name")),
             use=use,
             parent=str(entry.get("from", parent)),

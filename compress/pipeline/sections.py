@@ -167,6 +167,10 @@ class DataSource(DataShape):
     """The source's own settings. In the file they stand beside the others."""
 
 
+Measurement = Literal["quality", "divergence", "latency", "memory"]
+"""What can be measured of a model: a file of compress/measure."""
+
+
 class Evaluate(Section):
     """What is measured about quality after every step."""
 
@@ -225,7 +229,18 @@ class Gates(Section):
     """Largest mean divergence from the original, in nats a token."""
 
 
-class StepEntry(Section):
+MEASUREMENTS: tuple[Measurement, ...] = ("quality", "divergence", "latency", "memory")
+
+
+class StepShape(Section):
+    """What every step has, whatever it does."""
+
+    measure: tuple[Measurement, ...] = MEASUREMENTS
+    """What is measured of its result: any of `quality`, `divergence`, `latency` and `memory`; its size on disk is known
+    in any case. Left out: all. An ONNX export answers on a processor, where `quality` of a large model takes hours."""
+
+
+class StepEntry(StepShape):
     """One step: what it is called, what it does, and what it starts from."""
 
     name: str
