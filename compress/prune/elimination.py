@@ -57,20 +57,61 @@ def _cheapest(inverse: Tensor, sensitivity: Tensor, width: int, number: int) -> 
     The matrices are not touched: removing S adds ``R (G⁻¹)_S:`` to G⁻¹, with ``R = −(G⁻¹)_:S ((G⁻¹)_SS)⁻¹``, and
     ``A Rᵀ + R Aᵀ`` to V, with ``A = V_:S + R V_SS / 2``. Columns and diagonal blocks are corrected by these as they are
     needed.
+
+    One removal after another is a chain of thousands of small operations, whose launches would take a GPU longer than
+    a processor takes to compute them: so the few rows and columns that a round chooses among are copied there, once.
     """
     choice = _costs(*_blocks(inverse, sensitivity, width)).argsort(stable=True)[: CHOICE * number]
     places = (choice[:, None] * width + torch.arange(width, device=choice.device)).flatten()
-    inverse, sensitivity = inverse[places][:, places], sensitivity[places][:, places]
-    inverse_B, sensitivity_B = _blocks(inverse, sensitivity, width)
-    columns, refits, halves = (inverse.new_empty(len(places), number * width) for _ in range(3))
-    gone: list[int] = []
+    chosen = (_at(matrix, places, places).cpu() for matrix in (inverse, sensitivity))
+    order, costs = (
+        _order_of_inputs(*chosen, number) if width == 1 else _order_of_blocks(*chosen, width, number)
+    )
+    return choice[torch.tensor(order, device=choice.device)], costs
+
+
+def _order_of_inputs(inverse: Tensor, sensitivity: Tensor, number: int) -> tuple[list[int], list[float]]:
+    """Return the positions of so many single inputs in order of removal, and their costs, on a processor."""
+    columns, refits, halves = (inverse.new_empty(len(inverse), number) for _ in range(3))
+    inverse_C, sensitivity_C = inverse.diagonal().clone(), sensitivity.diagonal().clone()
+    is_gone = torch.zeros(len(inverse), dtype=torch.bool)
+    order: list[int] = []
     costs: list[float] = []
     for step in range(number):
-        now = _costs(inverse_B, sensitivity_B)
-        now[gone] = torch.inf
-        block = int(now.argmin())
-        gone.append(block)
-        costs.append(float(now[block]))
+        cost_C = (sensitivity_C / inverse_C).masked_fill_(is_gone, torch.inf)
+        c = int(cost_C.argmin())
+        order.append(c)
+        costs.append(float(cost_C[c]))
+        is_gone[c] = True
+        u, r, a = (part[:, :step] for part in (columns, refits, halves))
+        column = inverse[:, c] + r @ u[c]
+        refit = column * -(1 / column[c])
+        half = sensitivity[:, c] + a @ r[c] + r @ a[c]
+        half.add_((refit * half[c]).div_(2))
+        columns[:, step], refits[:, step], halves[:, step] = column, refit, half
+        inverse_C += refit * column
+        half.mul_(refit)
+        sensitivity_C.add_(half).add_(half)
+    return order, costs
+
+
+def _order_of_blocks(
+    inverse: Tensor, sensitivity: Tensor, width: int, number: int
+) -> tuple[list[int], list[float]]:
+    """Return what `_order_of_inputs` returns, of blocks."""
+    inverse_B, sensitivity_B = _blocks(inverse, sensitivity, width)
+    columns, refits, halves = (inverse.new_empty(len(inverse), number * width) for _ in range(3))
+    is_gone = torch.zeros(len(inverse_B), dtype=torch.bool)
+    order: list[int] = []
+    costs: list[float] = []
+    for step in range(number):
+        cost_B = _costs(inverse_B, sensitivity_B).masked_fill_(is_gone, torch.inf)
+        block = int(cost_B.argmin())
+        order.append(block)
+        costs.append(float(cost_B[block]))
+        if step == number - 1:
+            break
+        is_gone[block] = True
         s, before = slice(block * width, (block + 1) * width), slice(step * width)
         u, r, a = columns[:, before], refits[:, before], halves[:, before]
         column = inverse[:, s] + r @ u[s].T
@@ -82,10 +123,8 @@ def _cheapest(inverse: Tensor, sensitivity: Tensor, width: int, number: int) -> 
         column_B, refit_B, half_B = (part.reshape(-1, width, width) for part in (column, refit, half))
         inverse_B = inverse_B + refit_B @ column_B.mT
         sensitivity_B = sensitivity_B + half_B @ refit_B.mT + refit_B @ half_B.mT
-        inverse_B[gone] = torch.eye(
-            width, dtype=inverse.dtype, device=inverse.device
-        )  # what is gone divides nothing
-    return choice[gone], costs
+        inverse_B[is_gone] = torch.eye(width, dtype=inverse.dtype)  # what is gone divides nothing
+    return order, costs
 
 
 def _blocks(inverse: Tensor, sensitivity: Tensor, width: int) -> tuple[Tensor, Tensor]:
