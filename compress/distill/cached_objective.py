@@ -4,14 +4,16 @@ Shapes: N tokens of a tile, V ids of the teacher.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
+from compress.distill.kernel_trial import FEW, LossKernel, made_up
 from compress.distill.objective import mixed_loss
-from compress.distill.rows import SparseJudge, has_compiled_rows
+from compress.distill.rows import SparseJudge, has_compiled_rows, kernel_name
 from compress.distill.signals import TeacherSignals
 from compress.distill.sparse_kl import sparse_forward_kl
 from compress.distill.targets import Targets
@@ -33,8 +35,11 @@ class CachedDistillation(Objective):
         label_weight: float,
         num_ids: int,
         held_out: TeacherSignals | None = None,
+        kernel: LossKernel | None = None,
     ) -> None:
         """`num_ids`: how many ids the tokenizer has. `held_out`: signals of text that is not learned from.
+
+        `kernel`: the choice between compiled rows and tiles, kept nowhere without it.
 
         Raises `InputError` for a student with fewer ids than the teacher, which the cached distributions are over, and
         for a teacher with fewer than the tokenizer.
@@ -51,6 +56,7 @@ class CachedDistillation(Objective):
             raise InputError(f"the tokenizer has {num_ids} ids, but the teacher only {self.vocabulary}")
         assert held_out is None or _says_what(held_out) == _says_what(signals)
         self._signals, self._held_out, self._label_weight = signals, held_out, label_weight
+        self._kernel = kernel or LossKernel()
 
     def forward(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss in nats (fp32 scalar) and the number of tokens it is of."""
@@ -60,8 +66,19 @@ class CachedDistillation(Objective):
         def judge(student: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
             return self._loss(student, targets[tokens], labels_N[tokens])
 
+        def trial(student: Projection) -> tuple[GroupJudge, Judge, Projection]:
+            group = slice(0, min(FEW, len(labels_N)))
+            ours, theirs, labels_g = made_up(student, 0, group.stop), targets[group], labels_N[group]
+
+            def tiles(found: Distribution, _tokens: slice) -> tuple[Tensor, Tensor]:
+                return self._loss(found, theirs, labels_g)
+
+            return SparseJudge(ours, group, theirs, labels_g, T, w), tiles, ours
+
         def criterion(student: Projection, group: slice) -> Judge | GroupJudge:
-            if has_compiled_rows(student):
+            if has_compiled_rows(student) and self._kernel.works(
+                kernel_name(student), partial(trial, student)
+            ):
                 return SparseJudge(student, group, targets[group], labels_N[group], T, w)
             return judge
 

@@ -9,6 +9,7 @@ from compress.data.tokens import PackedTokens
 from compress.distill import cache_check
 from compress.distill.cached_objective import CachedDistillation
 from compress.distill.divergences import named
+from compress.distill.kernel_trial import LossKernel
 from compress.distill.objective import Distillation, Recipe
 from compress.distill.signals import TeacherSignals
 from compress.distill.teacher import load_teacher, shared_ids
@@ -29,6 +30,7 @@ def objective_from_cache(
     config: "Config",
     context: Context,
     facts: dict[str, JsonValue],
+    kernel: LossKernel,
 ) -> CachedDistillation:
     """Return the objective; add to `facts` how it differs from the teacher's own, found once at the first start.
 
@@ -44,7 +46,7 @@ def objective_from_cache(
     held_out = None
     if config.held_out is not None:
         held_out = TeacherSignals.open(context.inputs["held_out_signals"].path)
-    objective = CachedDistillation(student, signals, config.label_weight, ids.num_ids, held_out)
+    objective = CachedDistillation(student, signals, config.label_weight, ids.num_ids, held_out, kernel)
 
     def check() -> dict[str, JsonValue]:
         found = cache_check.kept(context.partial)
@@ -68,7 +70,7 @@ def _differences(
     """Load the teacher for as long as it takes to compare."""
     teacher = load_teacher(context.inputs["teacher"].path, config.precision, config.teacher_precision)
     recipe = Recipe(named("forward_kl"), config.temperature, config.label_weight)
-    whole = Distillation(student, teacher, recipe, num_ids)
+    whole = Distillation(student, teacher, recipe, num_ids, kernel=LossKernel(warn=context.warn))
     data = PackedTokens.open(context.inputs["data"].path)
     batch = cache_check.checked_batch(data, signals.rows, config.attend_across_documents)
     device = torch.device(default_device())

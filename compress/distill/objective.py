@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from compress.data.batch import Batch
 from compress.distill.divergences import Divergence
 from compress.distill.hidden import NOTHING, HiddenDistance, Matching
+from compress.distill.kernel_trial import FEW, LossKernel, made_up
 from compress.distill.offload import offload_layers
-from compress.distill.rows import KernelJudge, has_kernel
+from compress.distill.rows import KernelJudge, has_kernel, kernel_name
 from compress.errors import InputError
 from compress.train.distribution import Distribution, cross_entropy
 from compress.train.fused import GroupJudge, Judge, fused_loss
@@ -94,13 +95,14 @@ class Distillation(Objective):
         teacher_ids: Sequence[int] | None = None,
         matching: Matching = NOTHING,
         teacher_device: str | None = None,
+        kernel: LossKernel | None = None,
     ) -> None:
         """`num_ids`: how many ids the student's tokenizer has.
 
         `teacher_ids`: the teacher's id of each of the student's; without it they are the same. `matching`: which
         hidden states belong together, none without it. `teacher_device`: where the teacher's layers run, beside the
-        student without it; ``offload``: there, and kept in host memory. Raises `InputError` when a model has too few
-        ids.
+        student without it; ``offload``: there, and kept in host memory. `kernel`: the choice between a kernel and
+        tiles, kept nowhere without it. Raises `InputError` when a model has too few ids.
         """
         super().__init__(student)
         self._heads = output_head(student), output_head(teacher)
@@ -114,6 +116,7 @@ class Distillation(Objective):
         self._teacher_device = teacher_device
         self._offloaded_to: str | None = None
         self.recipe = recipe
+        self._kernel = kernel or LossKernel()
         self._teacher_ids: Tensor | None
         ids = None if teacher_ids is None else torch.tensor(teacher_ids[: self.vocabulary])
         self.register_buffer("_teacher_ids", ids, persistent=False)
@@ -201,7 +204,7 @@ class Distillation(Objective):
             if teacher is None:
                 return lambda found, tokens: judge(found, None, tokens)
             product_gV = teacher.product(group)
-            if learns and recipe.label_weight < 1 and has_kernel(recipe.divergence, student, teacher):
+            if learns and self._has_kernel(student, teacher):
                 weights = recipe.temperature, recipe.label_weight
                 return KernelJudge(student, teacher, product_gV, group, targets_N[group], *weights)
 
@@ -215,6 +218,24 @@ class Distillation(Objective):
         hidden_ND = head.scaled(hidden_states(self.student, batch))
         weight_VD, bias_V = output_matrix(self.student, self.vocabulary)
         return fused_loss(hidden_ND, weight_VD, bias_V, criterion, head.softcap)
+
+    def _has_kernel(self, student: Projection, teacher: Projection) -> bool:
+        """Return whether a kernel computes the recipe's loss, which is tried the first time."""
+        recipe = self.recipe
+        if recipe.label_weight == 1 or not has_kernel(recipe.divergence, student, teacher):
+            return False
+
+        def trial() -> tuple[GroupJudge, Judge, Projection]:
+            ours, theirs, group = made_up(student, seed=0), made_up(teacher, seed=1), slice(0, FEW)
+            targets_g = torch.arange(FEW, device=ours.hidden.device) % len(ours.weight)
+            weights = recipe.temperature, recipe.label_weight
+
+            def tiles(found: Distribution, tokens: slice) -> tuple[Tensor, Tensor]:
+                return recipe.loss(found, theirs.distribution(theirs.product(tokens), tokens), targets_g)
+
+            return KernelJudge(ours, theirs, theirs.product(group), group, targets_g, *weights), tiles, ours
+
+        return self._kernel.works(kernel_name(student), trial)
 
     @torch.no_grad()
     def _teacher_of(self, batch: Batch) -> Projection:

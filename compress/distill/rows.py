@@ -55,6 +55,11 @@ def has_compiled_rows(layer: Projection) -> bool:
     return on_processor and dtypes <= _BITS.keys() and layer.bias is None and layer.softcap is None
 
 
+def kernel_name(layer: Projection) -> str:
+    """Return what the record calls the kernel that reads such an output layer."""
+    return "triton" if layer.hidden.is_cuda else "compiled rows"
+
+
 @cache
 def _has_triton() -> bool:
     return find_spec("triton") is not None

@@ -191,6 +191,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     if config.cache_teacher is not None:
         return _from_cache(parent, config, context)
     from compress.distill.hidden import NOTHING, matching
+    from compress.distill.kernel_trial import LossKernel
     from compress.distill.objective import Distillation, Recipe
     from compress.distill.teacher import known_device, load_teacher, shared_ids
     from compress.models.spec import read_spec
@@ -202,22 +203,35 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     device = known_device(config.teacher_device)
     teacher = load_teacher(folder, config.precision, config.teacher_precision, device)
     recipe = Recipe(named(config.divergence), config.temperature, config.label_weight, config.hidden_weight)
-    return train_student(
+    kernel = LossKernel(context.partial, context.warn)
+    outcome = train_student(
         parent,
         config,
         context,
-        lambda student: Distillation(student, teacher, recipe, ids.num_ids, ids.of_teacher, hidden, device),
+        lambda student: Distillation(
+            student, teacher, recipe, ids.num_ids, ids.of_teacher, hidden, device, kernel
+        ),
         taught_by(read_spec(folder), config),
     )
+    return _with_facts(outcome, kernel.facts())
 
 
 def _from_cache(parent: Artifact, config: Config, context: Context) -> Outcome:
     """Train from the cached signals; the facts say how far they are from the teacher itself."""
+    from compress.distill.kernel_trial import LossKernel
     from compress.distill.learning import objective_from_cache
     from compress.train.student import train_student
 
     facts: dict[str, JsonValue] = {}
+    kernel = LossKernel(context.partial, context.warn)
     outcome = train_student(
-        parent, config, context, lambda student: objective_from_cache(student, parent, config, context, facts)
+        parent,
+        config,
+        context,
+        lambda student: objective_from_cache(student, parent, config, context, facts, kernel),
     )
+    return _with_facts(outcome, {**facts, **kernel.facts()})
+
+
+def _with_facts(outcome: Outcome, facts: Mapping[str, JsonValue]) -> Outcome:
     return outcome.model_copy(update={"facts": {**outcome.facts, **facts}})

@@ -17,6 +17,7 @@ from compress.data.batch import Batch
 from compress.distill import cached_objective, objective, rows
 from compress.distill.cached_objective import CachedDistillation
 from compress.distill.divergences import named
+from compress.distill.kernel_trial import LossKernel
 from compress.distill.rows import KernelJudge, has_kernel, over_rows
 from compress.distill.targets import sparse_targets
 from compress.train import fused
@@ -54,7 +55,13 @@ def slow_rows(
 
 
 @pytest.fixture
-def formula_as_kernel(monkeypatch):
+def untried(monkeypatch):
+    """Take kernels as they are: a trial's rows would be counted, too."""
+    monkeypatch.setattr(LossKernel, "works", lambda *_: True)
+
+
+@pytest.fixture
+def formula_as_kernel(monkeypatch, untried):
     """Return how many groups it has judged, as a list of their sizes."""
     seen = []
 
@@ -113,7 +120,7 @@ def cached(student, teacher, temperature, label_weight):
 @pytest.mark.parametrize(("temperature", "label_weight"), [(1.0, 0.0), (4.0, 0.3)])
 @pytest.mark.parametrize("make", [distillation, cached])
 def test_compiled_rows_loss_and_gradients_are_those_of_tiles(
-    make, temperature, label_weight, precision, monkeypatch
+    make, temperature, label_weight, precision, monkeypatch, untried
 ):
     """Of several groups, and a student with more ids than its teacher."""
     monkeypatch.setattr(fused, "GROUP_BYTES", {"cpu": 4 * 264 * 20})
