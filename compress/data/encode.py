@@ -36,6 +36,8 @@ class Encoded:
     """Whether each is to be learned, bool ``[n]``."""
     num_bytes: int
     """The text's length in UTF-8."""
+    number: int = 0
+    """How many documents of its source were read when it was, itself included: who goes on after it skips so many."""
 
 
 class Encoder:
@@ -50,21 +52,22 @@ class Encoder:
         """embedding_rows: how many ids the model has an embedding for; ``None`` where no model is known."""
         self._tokenizer, self._rows, self._template = tokenizer, embedding_rows, chat_template
         self._chat: ChatTemplate | None = None
+        self.used_chat_template = False
+        """Whether there was a conversation among the documents so far."""
         self._before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
-    @property
-    def used_chat_template(self) -> bool:
-        """Whether there was a conversation among the documents so far."""
-        return self._chat is not None
-
-    def encode(self, documents: Iterator[Document]) -> Iterator[Encoded]:
+    def encode(self, documents: Iterator[Document], num_skipped: int = 0) -> Iterator[Encoded]:
         """Yield each document encoded, but for the blank ones.
 
-        Raises `InputError` for ids the model has no embedding for.
+        num_skipped: how many of the source come before these. Raises `InputError` for ids the model has no embedding
+        for.
         """
-        while batch := list(islice(documents, BATCH_DOCUMENTS)):
-            rendered = [made for made in map(self._render, batch) if made.text.strip()]
+        numbered = enumerate(documents, start=num_skipped + 1)
+        while batch := list(islice(numbered, BATCH_DOCUMENTS)):
+            made = [(number, self._render(document)) for number, document in batch]
+            numbers = [number for number, document in made if document.text.strip()]
+            rendered = [document for _, document in made if document.text.strip()]
             if not rendered:
                 continue
             tokens = self._tokenizer(
@@ -74,17 +77,22 @@ class Encoder:
                 return_offsets_mapping=any(document.answers is not None for document in rendered),
             )
             offsets = tokens.get("offset_mapping") or [None] * len(rendered)
-            for document, ids, spans in zip(rendered, tokens["input_ids"], offsets, strict=True):
-                yield self._encoded(document, ids, spans)
+            for number, document, ids, spans in zip(
+                numbers, rendered, tokens["input_ids"], offsets, strict=True
+            ):
+                yield self._encoded(document, ids, spans, number)
 
     def _render(self, document: Document) -> Rendered:
         if not isinstance(document, Conversation):
             return Rendered(document)
         if self._chat is None:
             self._chat = ChatTemplate(self._tokenizer, self._template)
+            self.used_chat_template = True
         return self._chat.render(document)
 
-    def _encoded(self, document: Rendered, ids: list[int], offsets: list[tuple[int, int]] | None) -> Encoded:
+    def _encoded(
+        self, document: Rendered, ids: list[int], offsets: list[tuple[int, int]] | None, number: int
+    ) -> Encoded:
         if document.answers is None:
             ids = [*self._before, *ids, *self._after]
             learned = np.ones(len(ids), dtype=bool)
@@ -97,7 +105,7 @@ class Encoder:
                 f"the tokenizer does not fit the model: it has {len(self._tokenizer)} ids (met: {row.max()}), "
                 f"the model's vocabulary {self._rows}"
             )
-        return Encoded(row, learned, len(document.text.encode()))
+        return Encoded(row, learned, len(document.text.encode()), number)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from compress.data.encode import Encoded
 from compress.errors import InputError
+from compress.records import Record
 
 
 @dataclass(frozen=True)
@@ -18,33 +19,49 @@ class Stream:
     name: str
     weight: float
     """Its share of the tokens, relative to the others'."""
-    read: Callable[[int], Iterator[Encoded]]
-    """Its documents, given how often they have been read before."""
+    read: Callable[[int, int], Iterator[Encoded]]
+    """Its documents, given how often they have been read before, and how many of them to skip."""
 
 
-def interleave(streams: Sequence[Stream], repeat: bool) -> Iterator[Encoded]:
+class Place(Record):
+    """How far a stream has been read."""
+
+    passes: int = 0
+    """How often, before this time."""
+    num_read: int = 0
+    """Documents of this time, blank ones included."""
+    num_tokens: int = 0
+    """Of these."""
+    taken: float = 0.0
+    """Its tokens of all times, each divided by its weight."""
+
+
+def interleave(
+    streams: Sequence[Stream], repeat: bool, places: list[Place] | None = None
+) -> Iterator[Encoded]:
     """Yield documents until the stream whose turn it is has none left; with `repeat` it begins anew, without end.
 
+    `places`: where each stream is taken up; kept up to date with what was yielded, so that a later call goes on there.
     Raises `InputError` for a stream that is to be repeated and holds nothing.
     """
-    readers = [_again(stream) if repeat else stream.read(0) for stream in streams]
-    taken = [0.0] * len(streams)
+    places = [Place() for _ in streams] if places is None else places
+    readers = [
+        stream.read(place.passes, place.num_read) for stream, place in zip(streams, places, strict=True)
+    ]
     while True:
-        turn = min(range(len(streams)), key=taken.__getitem__)
-        document = next(readers[turn], None)
-        if document is None:
-            return
+        turn = min(range(len(streams)), key=lambda number: places[number].taken)
+        stream, place = streams[turn], places[turn]
+        while (document := next(readers[turn], None)) is None:
+            if not repeat:
+                return
+            if place.num_tokens == 0:
+                raise InputError(f"the mixture's {stream.name} holds no text to repeat")
+            place = places[turn] = Place(passes=place.passes + 1, taken=place.taken)
+            readers[turn] = stream.read(place.passes, 0)
+        places[turn] = Place(
+            passes=place.passes,
+            num_read=document.number,
+            num_tokens=place.num_tokens + len(document.ids),
+            taken=place.taken + len(document.ids) / stream.weight,
+        )
         yield document
-        taken[turn] += len(document.ids) / streams[turn].weight
-
-
-def _again(stream: Stream) -> Iterator[Encoded]:
-    passes = 0
-    while True:
-        num_tokens = 0
-        for document in stream.read(passes):
-            num_tokens += len(document.ids)
-            yield document
-        if num_tokens == 0:
-            raise InputError(f"the mixture's {stream.name} holds no text to repeat")
-        passes += 1

@@ -5,11 +5,11 @@ where it lies. `STARTS` marks the first token of every document, `LEARNED` what 
 """
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from compress.data.row_file import RowFile, Saved
 from compress.errors import InputError
 
 STARTS, LEARNED = "starts.bin", "learned.bin"
@@ -17,37 +17,20 @@ STARTS, LEARNED = "starts.bin", "learned.bin"
 Array = np.ndarray[Any, Any]
 
 
-class MarkWriter:
+class MarkWriter(RowFile):
     """Writes marks as they come, whole rows at a time."""
 
-    def __init__(self, path: Path, sequence_length: int) -> None:
-        self._file = path.open("wb")
-        self._length = sequence_length
-        self._rest: list[Array] = []
-        self._num_waiting = 0
-
-    def __enter__(self) -> "MarkWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def write(self, marks: Array) -> None:
-        """Append marks, bool ``[n]``."""
-        self._rest.append(marks)
-        self._num_waiting += len(marks)
-        if self._num_waiting >= self._length:
-            waiting = np.concatenate(self._rest)
-            whole = len(waiting) // self._length * self._length
-            rows = waiting[:whole].reshape(-1, self._length)
-            self._file.write(np.packbits(rows, axis=1).tobytes())
-            self._rest, self._num_waiting = [waiting[whole:]], len(waiting) - whole
+    def __init__(self, path: Path, sequence_length: int, saved: Saved | None = None) -> None:
+        super().__init__(path, sequence_length, packed_marks, bool, saved)
 
     def keep(self, num_sequences: int) -> None:
         """Drop what comes after so many rows."""
-        self._file.truncate(num_sequences * bytes_per_row(self._length))
+        super().keep(num_sequences * bytes_per_row(self._length))
+
+
+def packed_marks(marks_nT: Array) -> bytes:
+    """Return rows of marks, bool ``[n, T]``, as they are stored."""
+    return np.packbits(marks_nT, axis=1).tobytes()
 
 
 class Marks:

@@ -7,21 +7,22 @@ model that learns from these rows is to be spoken to in it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from compress import plugins
 from compress.data.files import read_text
-from compress.data.sources import is_endless
+from compress.data.sources import Part, documents_after, is_endless
 from compress.errors import InputError
 from compress.plugins import Context, StepConfig
 from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
 from compress.speed import NETWORK_BYTES_PER_SECOND
 
 if TYPE_CHECKING:
-    from compress.data.encode import Encoded, Encoder
+    from compress.data.encode import Encoder
+    from compress.data.interleave import Stream
 
 VERSION = 5
 ACCEPTS = ("tokenizer", "hf")
@@ -99,7 +100,7 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     tokenizer = load_tokenizer(parent.path)
     encoder = Encoder(tokenizer, _embedding_rows(parent), template)
     vocabulary = max(tokenizer.get_vocab().values()) + 1
-    facts = _write(_documents(config, context.seed, encoder), vocabulary, config, context)
+    facts = _write(encoder, vocabulary, config, context)
     if template is not None and not encoder.used_chat_template:
         context.warn(f"{_named(config)} holds no conversations: `chat_template` was of no use")
     elif template is not None:
@@ -112,39 +113,51 @@ def _embedding_rows(parent: Artifact) -> int | None:
     return None if parent.spec is None else parent.spec.config.get("vocab_size")
 
 
-def _documents(config: Config, seed: int, encoder: "Encoder") -> "Iterator[Encoded]":
-    """Yield the source's documents, encoded; a mixture's are mixed here, where their tokens can be counted."""
-    from compress.data.interleave import Stream, interleave
+def _streams(config: Config, seed: int, encoder: "Encoder") -> "tuple[list[Stream], bool]":
+    """Return the source's documents as they are encoded, and whether they are repeated.
+
+    A mixture's parts are streams of their own, mixed where their tokens can be counted.
+    """
+    from compress.data.interleave import Stream
 
     source = plugins.load("data.sources", config.source)
     settings = source.Config.model_validate(config.settings)
     if config.wanted_rows is None and is_endless(source, settings):
         raise InputError(f"the source '{config.source}' never ends: give `samples` or `tokens`")
-    if not hasattr(source, "parts"):
-        return encoder.encode(source.documents(settings, seed))
-    streams = [
-        Stream(part.name, part.weight, lambda passes, read=part.read: encoder.encode(read(passes)))  # type: ignore[misc]
-        for part in source.parts(settings, seed)
-    ]
-    return interleave(streams, repeat=settings.on_end == "repeat")
+    if hasattr(source, "parts"):
+        parts, repeat = source.parts(settings, seed), settings.on_end == "repeat"
+    else:
+        whole = Part(config.source, 1.0, lambda _passes, num: documents_after(source, settings, seed, num))
+        parts, repeat = [whole], False
+
+    def encoded(part: Part) -> Stream:
+        return Stream(part.name, part.weight, lambda passes, num: encoder.encode(part.read(passes, num), num))
+
+    return [encoded(part) for part in parts], repeat
 
 
-def _write(
-    documents: "Iterator[Encoded]", vocabulary: int, config: Config, context: Context
-) -> dict[str, JsonValue]:
+def _write(encoder: "Encoder", vocabulary: int, config: Config, context: Context) -> dict[str, JsonValue]:
     """Write everything but ``tokens.json`` and return what that says."""
-    from compress.data.row_writer import RowWriter
+    from compress.data.interleave import interleave
+    from compress.data.packing import Packing
     from compress.data.tokens import id_dtype
 
+    streams, repeat = _streams(config, context.seed, encoder)
     wanted_tokens = (config.wanted_rows or 0) * config.sequence_length
-    with RowWriter(context.folder, config.sequence_length, id_dtype(vocabulary)) as writer:
-        for document in documents:
+    with Packing(
+        context, config.sequence_length, id_dtype(vocabulary), config.wanted_rows, len(streams)
+    ) as work:
+        encoder.used_chat_template |= work.used_chat_template
+        writer = work.writer
+        for document in interleave(streams, repeat, work.places) if not work.is_done else ():
             writer.write(document)
             if writer.num_documents % REPORT_EVERY == 0:
-                context.progress(writer.num_tokens, max(writer.num_tokens, wanted_tokens), "tokens")
+                work.report(wanted_tokens)
+                work.save_if_due(encoder.used_chat_template)
             if wanted_tokens and writer.num_tokens >= wanted_tokens:
                 break
-        facts = writer.finish(_num_rows(writer.num_tokens, config, context))
+        work.save_at_end(encoder.used_chat_template)
+        facts = writer.finish(_num_rows(writer.num_tokens, config, context), context.folder)
     if facts["learned_tokens"] == 0:
         raise InputError(
             f"{_named(config)} holds nothing to learn: no message of its conversations has the role "

@@ -1,28 +1,63 @@
 """Writes a stream of encoded documents as the files of a `tokens` folder, row after row."""
 
+import os
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from compress.data.encode import Encoded
 from compress.data.marks import LEARNED, STARTS, MarkWriter, count_marks
+from compress.data.row_file import RowFile, Saved
 from compress.data.tokens import BIN
-from compress.records import JsonValue
+from compress.records import JsonValue, Record
+
+
+class Written(Record):
+    """What was written so far."""
+
+    num_documents: int = 0
+    num_tokens: int = 0
+    """Of these documents, those that fill no row included."""
+    num_bytes: int = 0
+    """Of their texts in UTF-8."""
+    files: dict[str, Saved] = Field(default_factory=dict)
+
+    def is_in(self, folder: Path) -> bool:
+        """Return whether a folder's files are as they were when this was returned, but for what came after."""
+        return all(saved.is_in(folder / name) for name, saved in self.files.items())
 
 
 class RowWriter:
     """Ids, starts and what is to be learned, side by side; counts what it writes."""
 
-    def __init__(self, folder: Path, sequence_length: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sequence_length: int,
+        dtype: np.dtype[Any],
+        most_rows: int | None = None,
+        written: Written | None = None,
+    ) -> None:
+        """`most_rows`: rows after which nothing is kept. `written`: what to go on from, which is in the folder."""
         self._folder, self._length, self._dtype = folder, sequence_length, dtype
-        self._files = ExitStack()
-        self._ids = self._files.enter_context((folder / BIN).open("wb"))
-        self._starts = self._files.enter_context(MarkWriter(folder / STARTS, sequence_length))
-        self._learned = self._files.enter_context(MarkWriter(folder / LEARNED, sequence_length))
-        self.num_documents = self.num_tokens = self._num_bytes = 0
+        self._most_tokens = None if most_rows is None else most_rows * sequence_length
+        written = written or Written()
+        self.num_documents, self.num_tokens = written.num_documents, written.num_tokens
+        self._num_bytes, saved = written.num_bytes, written.files
+        self._open = ExitStack()
+        ids = RowFile(folder / BIN, sequence_length, self._stored, np.int64, saved.get(BIN))
+        self._files: dict[str, RowFile] = {
+            BIN: self._open.enter_context(ids),
+            **{
+                name: self._open.enter_context(MarkWriter(folder / name, sequence_length, saved.get(name)))
+                for name in (STARTS, LEARNED)
+            },
+        }
 
     def __enter__(self) -> "RowWriter":
         return self
@@ -30,40 +65,60 @@ class RowWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._files.close()
+        self._open.close()
 
     def write(self, document: Encoded) -> None:
         """Append a document."""
         starts = np.zeros(len(document.ids), dtype=bool)
         starts[:1] = True
-        self._ids.write(document.ids.astype(self._dtype).tobytes())
-        self._starts.write(starts)
-        self._learned.write(document.learned)
+        room = None if self._most_tokens is None else max(0, self._most_tokens - self.num_tokens)
+        self._files[BIN].write(document.ids[:room])
+        self._files[STARTS].write(starts[:room])
+        self._files[LEARNED].write(document.learned[:room])
         self.num_documents += 1
         self.num_tokens += len(document.ids)
         self._num_bytes += document.num_bytes
 
-    def finish(self, num_sequences: int) -> dict[str, JsonValue]:
-        """Drop what comes after so many rows and return what ``tokens.json`` says of them.
+    def save(self) -> Written:
+        """Put on disk what was written; return what a later process needs to go on."""
+        return Written(
+            num_documents=self.num_documents,
+            num_tokens=self.num_tokens,
+            num_bytes=self._num_bytes,
+            files={name: file.save() for name, file in self._files.items()},
+        )
 
-        Where everything is to be learned no file says so.
+    def finish(self, num_sequences: int, folder: Path) -> dict[str, JsonValue]:
+        """Put the files, which hold so many rows, into a folder; return what ``tokens.json`` says of them.
+
+        They stay where they were written, too, and as they are: a kill at the very end loses nothing. Where everything
+        is to be learned no file says so.
         """
         num_tokens = num_sequences * self._length
-        self._ids.truncate(num_tokens * self._dtype.itemsize)
-        self._starts.keep(num_sequences)
-        self._learned.keep(num_sequences)
-        self._files.close()
+        self._open.close()
         num_learned = count_marks(self._folder / LEARNED)
-        if num_learned == num_tokens:
-            (self._folder / LEARNED).unlink()
+        marks = [STARTS] if num_learned == num_tokens else [STARTS, LEARNED]
+        for name in (BIN, *marks):
+            _link(self._folder / name, folder / name)
         return {
             "num_sequences": num_sequences,
             "sequence_length": self._length,
             "dtype": self._dtype.str,
-            "marks": [STARTS] if num_learned == num_tokens else [STARTS, LEARNED],
+            "marks": [*marks],
             "documents": self.num_documents,
             "tokens": num_tokens,
             "learned_tokens": num_learned,
             # The rest that fills no row is taken off in proportion: text has no byte where a row ends.
             "text_bytes": round(self._num_bytes * num_tokens / self.num_tokens),
         }
+
+    def _stored(self, ids_nT: "np.ndarray[Any, Any]") -> bytes:
+        return ids_nT.astype(self._dtype).tobytes()
+
+
+def _link(file: Path, into: Path) -> None:
+    """Give a file a second name, or where the file system has no such thing a copy."""
+    try:
+        os.link(file, into)
+    except OSError:
+        shutil.copyfile(file, into)

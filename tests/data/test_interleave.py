@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 
 from compress.data.encode import Encoded
-from compress.data.interleave import Stream, interleave
+from compress.data.interleave import Place, Stream, interleave
 from compress.errors import InputError
 
 
 def stream(name, weight, lengths, label):
     """Documents of these lengths whose ids all are the stream's label, plus ten for every time it was read before."""
 
-    def read(passes):
-        for length in lengths:
-            yield Encoded(np.full(length, label + 10 * passes), np.ones(length, dtype=bool), length)
+    def read(passes, num_skipped):
+        for number, length in islice(enumerate(lengths, start=1), num_skipped, None):
+            ids, learned = np.full(length, label + 10 * passes), np.ones(length, dtype=bool)
+            yield Encoded(ids, learned, length, number)
 
     return Stream(name, weight, read)
 
@@ -43,3 +44,15 @@ def test_a_stream_that_is_repeated_begins_anew_while_the_others_go_on():
 def test_a_stream_with_nothing_to_repeat_is_refused():
     with pytest.raises(InputError, match="the mixture's hollow holds no text to repeat"):
         list(islice(interleave([stream("hollow", 1, [], 0), stream("b", 1, [2], 1)], repeat=True), 5))
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 4, 7, 12])
+def test_it_goes_on_where_another_reader_was(num_before):
+    def streams():
+        return [stream("short", 0.7, [2, 3], 0), stream("long", 0.3, [2, 7, 1] * 9, 1)]
+
+    undisturbed = [d.ids.tolist() for d in islice(interleave(streams(), repeat=True), 30)]
+    places = [Place(), Place()]
+    before = [d.ids.tolist() for d in islice(interleave(streams(), True, places), num_before)]
+    after = [d.ids.tolist() for d in islice(interleave(streams(), True, [*places]), 30 - num_before)]
+    assert before + after == undisturbed

@@ -37,6 +37,11 @@ class Config(StepConfig):
 
 def documents(config: Config, seed: int) -> Iterator[Document]:
     """Yield the column's texts and conversations. Raises `InputError` for what the hub or the dataset does not have."""
+    return documents_after(config, seed, 0)
+
+
+def documents_after(config: Config, seed: int, num: int) -> Iterator[Document]:
+    """Yield all but the first `num` drawn: a downloaded dataset does not look at them, a streamed one passes over."""
     dataset = _open(config)
     columns = dataset.column_names or [config.field]
     if config.field not in columns:
@@ -46,11 +51,13 @@ def documents(config: Config, seed: int) -> Iterator[Document]:
         )
     if config.shuffle:
         dataset = dataset.shuffle(seed, **({"buffer_size": SHUFFLE_BUFFER} if config.streaming else {}))
+    if num:
+        dataset = dataset.skip(num)
     return (
         document(
             row[config.field], f"the dataset '{config.id}', row {number} drawn: the column '{config.field}'"
         )
-        for number, row in enumerate(dataset, start=1)
+        for number, row in enumerate(dataset, start=num + 1)
     )
 
 

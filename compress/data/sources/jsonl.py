@@ -28,10 +28,15 @@ class Config(StepConfig):
 
 def documents(config: Config, seed: int) -> Iterator[Document]:
     """Yield the documents in their order (the seed changes nothing). Raises `InputError` with file and line."""
+    return documents_after(config, seed, 0)
+
+
+def documents_after(config: Config, seed: int, num: int) -> Iterator[Document]:
+    """Yield all but the first `num`, whose lines are passed over as they stand."""
     for path in config.paths:
         with require_file(path).open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if line.strip():
+                if line.strip() and (num := num - 1) < 0:
                     yield _document(line, config.field, f"{path}:{number}")
 
 

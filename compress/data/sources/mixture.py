@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, create_model
 
 from compress import plugins
 from compress.data.conversation import Document
-from compress.data.sources import Part
+from compress.data.sources import Part, documents_after
 from compress.data.sources import is_endless as never_ends
 from compress.digests import DigestMemo
 from compress.plugins import StepConfig
@@ -76,11 +76,10 @@ def _source(entry: Any) -> Any:
     return plugins.load("data.sources", entry.source)
 
 
-def _reader(entry: Any, seed: int, number: int) -> Callable[[int], Iterator[Document]]:
+def _reader(entry: Any, seed: int, number: int) -> Callable[[int, int], Iterator[Document]]:
     return partial(_read, entry, seed, number)
 
 
-def _read(entry: Any, seed: int, number: int, passes: int) -> Iterator[Document]:
+def _read(entry: Any, seed: int, number: int, passes: int, num_skipped: int) -> Iterator[Document]:
     own = Random(f"mixture, {seed}, {number}, {passes}").getrandbits(32)
-    documents: Iterator[Document] = _source(entry).documents(entry, own)
-    return documents
+    return documents_after(_source(entry), entry, own, num_skipped)

@@ -30,11 +30,19 @@ class Config(StepConfig):
 
 def documents(config: Config, seed: int) -> Iterator[Document]:
     """Yield the documents in their order (the seed changes nothing). Raises `InputError` with file and row."""
+    return documents_after(config, seed, 0)
+
+
+def documents_after(config: Config, seed: int, num: int) -> Iterator[Document]:
+    """Yield all but the first `num`: row groups without any other are not read."""
     for path in config.paths:
-        number = 0
+        file = require_file(path)
+        groups, passed = _groups_after(file, num)
+        number, num = passed, num - passed
         try:
-            for number, value in enumerate(_column(require_file(path), config.field), start=1):
-                yield document(value, _place(path, number, config.field))
+            for number, value in enumerate(_column(file, config.field, groups), start=passed + 1):
+                if (num := num - 1) < 0:
+                    yield document(value, _place(path, number, config.field))
         except UnicodeDecodeError as error:
             place = _place(path, number + 1, config.field)
             raise InputError(f"{place} is not UTF-8 text: {error}") from error
@@ -49,7 +57,23 @@ def _place(path: str, row: int, field: str) -> str:
     return f"{path}, row {row}: the column '{field}'"
 
 
-def _column(path: Path, field: str) -> Iterator[Any]:
+def _groups_after(path: Path, num: int) -> tuple[list[int], int]:
+    """Return the row groups with a row that is not among the first `num`, and how many rows come before them."""
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+    first = passed = 0
+    while first < len(sizes) and passed + sizes[first] <= num:
+        passed, first = passed + sizes[first], first + 1
+    return [*range(first, len(sizes))], passed
+
+
+def _column(path: Path, field: str, groups: list[int]) -> Iterator[Any]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -60,7 +84,7 @@ def _column(path: Path, field: str) -> Iterator[Any]:
                 raise InputError(
                     f"{path}: no column '{field}'{nearest(field, columns)} There are: {', '.join(columns)}"
                 )
-            for batch in file.iter_batches(BATCH_ROWS, columns=[field]):
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=[field]):
                 yield from _values(batch.column(0))
     except (ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
