@@ -57,18 +57,20 @@ def run(
 ) -> RunRecord:
     """Make and measure everything in the pipeline that is not in the store yet; return the run's record.
 
-    until: stop after this step. redo_from: make this step and all that follows from it anew. rehearsal: on a tiny
-    random model of the same family, with built-in data. listener: called with every event (see `engine.events`).
-    grace: seconds that a step may take to save its work when the run is stopped; left out, as long as it says it needs.
-    Raises the `CompressError` that stopped it; what was finished is kept and the record on disk says how far it got.
+    until: stop after this step, or once this data is packed. redo_from: make this step and all that follows from it
+    anew. rehearsal: on a tiny random model of the same family, with built-in data. listener: called with every event
+    (see `engine.events`). grace: seconds that a step may take to save its work when the run is stopped; left out, as
+    long as it says it needs. Raises the `CompressError` that stopped it; what was finished is kept and the record on
+    disk says how far it got.
     """
     from compress.engine.execute import Execution
     from compress.engine.runs import run_id, runs_folder, save_ingredients
 
     store = Store()
     plan = make_plan(pipeline, rehearsal=rehearsal)
-    _check_step(plan, until)
-    _check_step(plan, redo_from)
+    names = [node.name for node in plan.models]
+    _check_name(until, [*names, *plan.data])
+    _check_name(redo_from, names)
     if until:
         plan = plan.until(until)
     if redo_from:
@@ -113,8 +115,7 @@ def collect_garbage(*, keep_runs: int = 1, dry_run: bool = False) -> tuple[int, 
     return collect(Store(), keep_runs=keep_runs, dry_run=dry_run)
 
 
-def _check_step(plan: Plan, name: str | None) -> None:
-    names = [node.name for node in plan.models]
+def _check_name(name: str | None, names: list[str]) -> None:
     if name is not None and name not in names:
         raise InputError(
             f"the pipeline has no step '{name}'{nearest(name, names)} Allowed: {', '.join(names)}"

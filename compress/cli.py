@@ -68,7 +68,7 @@ def main(debug: bool) -> None:
 @PIPELINE
 @SET
 @TEST
-@click.option("--until", metavar="STEP", help="Stop after this step.")
+@click.option("--until", metavar="STEP", help="Stop after this step, or data: once it is packed.")
 @click.option(
     "--from", "redo_from", metavar="STEP", help="Make this step, and all that follows from it, anew."
 )

@@ -201,6 +201,9 @@ class Step(Protocol):
     A module may have ``advise(steps: Sequence[Planned]) -> list[str]``: what could be had for less, given all steps of
     the plan that use it and are not done; a line each, shown below the plan.
 
+    A module with ``COMPUTES = False`` makes the same of its inputs on every machine: neither the device nor PyTorch's
+    version is in its keys, and what a machine without GPUs made of it is found on one with them.
+
     A module with the line ``INTERNAL = True`` is no YAML name: it is only prepared or submitted by others. Where it
     makes no model it needs no `predict`, `estimate` or `rehearse`.
     """

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 VERSION = 5
 ACCEPTS = ("tokenizer", "hf")
 PRODUCES = "tokens"
+COMPUTES = False
 
 SUPPOSED_TOKENS = 10**7
 """Where nothing says how many there are."""

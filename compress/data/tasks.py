@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 VERSION = world.VERSION
 ACCEPTS: tuple[str, ...] = ()
 PRODUCES = "tasks"
+COMPUTES = False
 
 CHOICE: dict[str, Any] = {
     "output_type": "multiple_choice",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 VERSION = world.VERSION
 ACCEPTS: tuple[str, ...] = ()
 PRODUCES = "tokenizer"
+COMPUTES = False
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 SPECIAL = (BOS, EOS, PAD)

@@ -19,6 +19,7 @@ from compress.speed import NETWORK_BYTES_PER_SECOND
 VERSION = 1
 ACCEPTS: tuple[str, ...] = ()
 PRODUCES = "hf"
+COMPUTES = False
 PUBLISHED = Path(__file__).with_name("published.json")
 
 START_SECONDS = 3.0

@@ -28,16 +28,20 @@ def ingredients(
     (`plugins.Manner`). `content` stands for settings
     that are only a way to find something (a path).
     """
+    module = plugins.internal(use)
     left_out = set(inputs) | plugins.manners(type(config))
     settings = config.model_dump(mode="json", exclude=left_out) if content is None else dict(content)
     return {
         "key version": KEY_VERSION,
         "use": use,
-        "step version": plugins.internal(use).VERSION,
+        "step version": module.VERSION,
         "settings": settings,
         "parent": parent,
         "inputs": dict(inputs),
         "seed": seed,
-        **package_versions(NUMERICS),
-        "device": device_class(),
+        **(_computed_with() if getattr(module, "COMPUTES", True) else package_versions(("transformers",))),
     }
+
+
+def _computed_with() -> dict[str, str]:
+    return {**package_versions(NUMERICS), "device": device_class()}

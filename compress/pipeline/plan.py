@@ -73,6 +73,8 @@ class Plan(Record):
     assumed: tuple[str, ...] = ()
     """What was not looked up on the hub, in words. A plan that assumes anything is shown and never run: no key of what
     depends on it is that of a result."""
+    goals: frozenset[str] = frozenset()
+    """Nodes that are wanted for themselves, beside models and measurements: data to be made beforehand."""
 
     def __getitem__(self, name: str) -> Node:
         for node in self.nodes:
@@ -104,14 +106,30 @@ class Plan(Record):
         missing: list[Node] = []
         needed: set[str] = set()
         for node in reversed(self.nodes):
-            wanted = node.is_model or node.role == "measurement" or node.name in needed
+            is_asked_for = node.is_model or node.role == "measurement" or node.name in self.goals
+            wanted = is_asked_for or node.name in needed
             if wanted and not is_there(node):
                 missing.append(node)
                 needed.update(node.edges)
         return tuple(reversed(missing))
 
+    @property
+    def data(self) -> dict[str, frozenset[str]]:
+        """The nodes of each ``data:`` entry that is used, by its name: one for every tokenizer it is read with."""
+        found: dict[str, set[str]] = {}
+        for node in self.nodes:
+            if node.use == "data.pack" and node.role == "data":
+                found.setdefault(node.name.split("/")[1], set()).add(node.name)
+        return {name: frozenset(nodes) for name, nodes in found.items()}
+
     def until(self, step: str) -> "Plan":
-        """The plan cut after a step: it, all it needs, and the measurements of those models."""
+        """The plan cut after a step: it, all it needs, and the measurements of those models.
+
+        Cut after a ``data:`` entry it is that data as the original's tokenizer reads it, or where only others do as the
+        first of them, and what it needs: nothing is measured.
+        """
+        if step not in {model.name for model in self.models}:
+            return self._until_data(self.data[step])
         position = {node.name: index for index, node in enumerate(self.nodes)}
         keep: set[str] = set()
         for name in [m.name for m in self.models if position[m.name] <= position[step]]:
@@ -119,6 +137,12 @@ class Plan(Record):
             for measurement in self.measurements_of(name):
                 keep |= {measurement.name, *self._ancestors(measurement.name)}
         return self.model_copy(update={"nodes": tuple(n for n in self.nodes if n.name in keep)})
+
+    def _until_data(self, entry: frozenset[str]) -> "Plan":
+        goal = next(node.name for node in self.nodes if node.name in entry)
+        keep = {goal, *self._ancestors(goal)}
+        nodes = tuple(node for node in self.nodes if node.name in keep)
+        return self.model_copy(update={"nodes": nodes, "goals": frozenset({goal})})
 
     def after(self, step: str) -> tuple[Node, ...]:
         """A step and everything that depends on it."""

@@ -63,10 +63,11 @@ def _cheapest(inverse: Tensor, sensitivity: Tensor, width: int, number: int) -> 
     """
     choice = _costs(*_blocks(inverse, sensitivity, width)).argsort(stable=True)[: CHOICE * number]
     places = (choice[:, None] * width + torch.arange(width, device=choice.device)).flatten()
-    chosen = (_at(matrix, places, places).cpu() for matrix in (inverse, sensitivity))
-    order, costs = (
-        _order_of_inputs(*chosen, number) if width == 1 else _order_of_blocks(*chosen, width, number)
-    )
+    among = [_at(matrix, places, places).cpu() for matrix in (inverse, sensitivity)]
+    if width == 1:
+        order, costs = _order_of_inputs(among[0], among[1], number)
+    else:
+        order, costs = _order_of_blocks(among[0], among[1], width, number)
     return choice[torch.tensor(order, device=choice.device)], costs
 
 

@@ -80,6 +80,6 @@ def _reader(entry: Any, seed: int, number: int) -> Callable[[int, int], Iterator
     return partial(_read, entry, seed, number)
 
 
-def _read(entry: Any, seed: int, number: int, passes: int, num_skipped: int) -> Iterator[Document]:
+def _read(entry: Any, seed: int, number: int, passes: int, num_skipped: int = 0) -> Iterator[Document]:
     own = Random(f"mixture, {seed}, {number}, {passes}").getrandbits(32)
     return documents_after(_source(entry), entry, own, num_skipped)
