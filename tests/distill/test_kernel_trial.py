@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from compress.data.batch import Batch
-from compress.distill import cpu_rows, objective
+from compress.distill import cpu_rows, objective, step
 from compress.distill.kernel_trial import KEPT, LossKernel
 from compress.distill.rows import KernelJudge, SparseJudge
 from tests.distill.test_objective import IDS_BT, distillation, models
 from tests.distill.test_rows import cached
+from tests.train.inputs import context, parent
 
 FAILURES = [
     RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
@@ -158,3 +159,23 @@ def test_a_trial_leaves_chance_as_it_was():
     objective_._kernel = learned_with
     objective_(Batch(IDS_BT))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_step_without_its_kernel_ends_with_the_same_loss_and_says_so(monkeypatch, tmp_path):
+    teacher = parent(tmp_path / "teacher", "qwen3", seed=5)
+    student = parent(tmp_path / "student")
+    config = step.Config(
+        tokens=16 * 4 * 4, batch_tokens=16 * 4, learning_rate=3e-3, label_weight=0.3, precision="fp32"
+    )
+    found = {}
+    for name in ("kernel", "tiles"):
+        if name == "tiles":
+            monkeypatch.setattr(KernelJudge, "judge_group", refusing(FAILURES[0]))
+        given = context(tmp_path / name / "result", teacher=teacher)
+        found[name] = step.run(student, config, given).facts, given.warnings
+    (facts, warned), (in_tiles, told) = found["kernel"], found["tiles"]
+    assert facts["loss_kernel"] == "compiled rows" and in_tiles["loss_kernel"] == "tiles"
+    assert in_tiles["loss"] == pytest.approx(facts["loss"], rel=1e-4)
+    assert in_tiles["bit_exact"] and facts["bit_exact"]
+    assert not any("kernel" in each for each in warned)
+    assert len([each for each in told if "Failed to find C compiler" in each]) == 1
