@@ -96,4 +96,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
-    return bool(SAID_WHEN_FULL.search(str(error)))
+    if SAID_WHEN_FULL.search(str(error)):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compress.errors import is_out_of_memory
 from compress.records import JsonValue, Record
 from compress.train.distributed import Team
 from compress.train.fused import GroupJudge, Judge
-from compress.train.memory import is_out_of_memory
 from compress.train.projection import Projection
 
 KEPT = "loss_kernel.json"

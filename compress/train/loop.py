@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
-from compress.errors import StepFailed
+from compress.errors import StepFailed, is_out_of_memory
 from compress.plugins import Context
 from compress.records import JsonValue
 from compress.train.attention import implementation
@@ -21,7 +21,7 @@ from compress.train.batches import Batches, Rows
 from compress.train.checkpoint import Abandoned
 from compress.train.distributed import Team
 from compress.train.head import check_documents_apart
-from compress.train.memory import fitted, giving_way, is_out_of_memory, recompute_activations, tried_on
+from compress.train.memory import fitted, giving_way, recompute_activations, tried_on
 from compress.train.numerics import START, Numerics, applied, has_no_deterministic, keep, resolve
 from compress.train.objective import Objective
 from compress.train.schedule import Schedule

@@ -1,7 +1,5 @@
 """How a training fits into the memory there is: sizes tried before the first step, smaller ones when it runs out."""
 
-import errno
-import re
 from collections.abc import Callable
 from functools import cache
 
@@ -10,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
-from compress.errors import CompressError, DoesNotFit, InputError
+from compress.errors import DoesNotFit, InputError, is_out_of_memory
 from compress.train.memory_account import MOMENT_BYTES
 from compress.train.numerics import Numerics, has_no_deterministic
 from compress.train.schedule import Schedule
@@ -25,14 +23,6 @@ FEW_TOKENS = 2_048
 """Where not even these fit, activations are recomputed: smaller products would leave a GPU idle for longer."""
 SHARE = 0.9
 """Of a GPU's memory; the rest is lost between blocks, and documents differ."""
-SAID_WHEN_FULL = re.compile(
-    r"out of memory"  # CUDA, its driver, cuBLAS, NCCL, Triton, bitsandbytes
-    r"|OUT_OF_MEMORY|cudaErrorMemoryAllocation"
-    r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED|CUFFT_ALLOC_FAILED"
-    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
-    r"|std::bad_alloc|Cannot allocate memory|Failed to allocate memory",  # C++, the kernel, ONNX Runtime
-    re.IGNORECASE,
-)
 
 
 def fitted(
@@ -136,22 +126,6 @@ def recompute_activations(student: PreTrainedModel, recompute: bool) -> None:
         student.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
         student.activation_checkpointing_disable()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was too small, on a GPU or on a processor, in whatever words of the library that asked for it.
-
-    What only speaks of memory, such as a wrong value or our own report of an earlier failure, is not such an error.
-    """
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return True
-    if isinstance(error, CompressError | ValueError | TypeError | LookupError):
-        return False
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno == errno.ENOMEM
-    if SAID_WHEN_FULL.search(str(error)):
-        return True
-    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
 def giving_way(numerics: Numerics, settings: TrainingSettings, can_recompute: bool) -> Numerics | None:

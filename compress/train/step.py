@@ -7,7 +7,6 @@ from compress.records import Artifact, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
 from compress.train.cost import training_work
 from compress.train.duration import timed
-from compress.train.duration import timed
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
 VERSION = 3

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
-from compress.errors import StepFailed
+from compress.errors import StepFailed, is_out_of_memory
 from compress.train.distributed import Team, shard, summed_as
-from compress.train.memory import FEW_TOKENS, MOST_TOKENS, SHARE, is_out_of_memory, recompute_activations
+from compress.train.memory import FEW_TOKENS, MOST_TOKENS, SHARE, recompute_activations
 from compress.train.numerics import Numerics
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings

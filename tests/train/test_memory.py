@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from compress.distill import step as distill
-from compress.errors import DoesNotFit, InputError, StepFailed
+from compress.errors import DoesNotFit, InputError, StepFailed, is_out_of_memory
 from compress.machine import Machine, planning_for
 from compress.train import checkpoint, memory, step
-from compress.train.memory import fitted, is_out_of_memory, largest
+from compress.train.memory import fitted, largest
 from compress.train.numerics import Numerics
 from compress.train.objective import NextToken
 from compress.train.optimizer import adamw
