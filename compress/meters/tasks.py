@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 
 from compress.data.tasks import demo_task_configs
 from compress.errors import InputError, nearest
-from compress.meters.accuracy import accuracy_metric
+from compress.meters.accuracy import scores
 from compress.meters.lm_eval_model import BackendLM
 
 Leaves = dict[str, Task]
@@ -83,11 +83,14 @@ def run_tasks(lm: BackendLM, name: str, leaves: Leaves, samples: int | None) -> 
     return [(leaf, sample) for leaf, samples in results["samples"].items() for sample in samples]
 
 
-def right_answers(logged: Sequence[Logged]) -> list[bool]:
-    """Return for each item whether it was answered right; nothing for a task that has no accuracy."""
-    samples = [sample for _, sample in logged]
-    metric = accuracy_metric(sample["metrics"] for sample in samples)
-    return [sample[metric] == 1.0 for sample in samples if metric in sample["metrics"]] if metric else []
+def right_answers(logged: Sequence[Logged], leaves: Leaves) -> list[bool]:
+    """Return for each item whether it was answered right, in part at least by half; nothing where nothing says so."""
+    judged = scores(logged, leaves)
+    return [
+        sample[judged[leaf].metric] >= 0.5
+        for leaf, sample in logged
+        if leaf in judged and sample["filter"] == judged[leaf].filter
+    ]
 
 
 def _load(manager: TaskManager, name: str, source: str | dict[str, Any]) -> Leaves:

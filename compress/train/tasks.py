@@ -49,11 +49,11 @@ class WatchedTasks:
             HuggingFaceBackend(model), self._tokenizer, ROWS_AT_ONCE, lambda done, total: self._on_progress()
         )
         found = {
-            name: right_answers(run_tasks(lm, name, leaves, self._samples))
+            name: right_answers(run_tasks(lm, name, leaves, self._samples), leaves)
             for name, leaves in self._leaves.items()
         }
         if lacking := [name for name, right in found.items() if not right]:
             raise InputError(
-                f"tasks: '{lacking[0]}' has no accuracy to watch; name tasks whose metric is acc or acc_norm"
+                f"tasks: '{lacking[0]}' has no accuracy to watch; name tasks whose answers are right or wrong"
             )
         return found
