@@ -250,6 +250,14 @@ class GateResult(Record):
     measured: float | None
     """``None`` when the figure was not measured; such a gate has not passed."""
     passed: bool
+    """Whether the 95 % interval of what was measured lies inside the limit: it is proved to be kept."""
+    finding: Literal["kept", "lost", "not enough items", "not measured", ""] = ""
+    """Lost: the interval lies outside. Between them nothing is proved. Empty in older records."""
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    enough_items: int | None = None
+    """About how many items would prove it, if what was measured is what is true; ``None`` where none would."""
 
 
 class RunRecord(Record):

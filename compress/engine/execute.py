@@ -238,4 +238,8 @@ class Execution:
 
 def _gate_line(gate: GateResult) -> str:
     measured = "was not measured" if gate.measured is None else f"is {gate.measured:.4g}"
-    return f"{gate.step}: {gate.gate} {measured}, the limit is {gate.limit:.4g}"
+    line = f"{gate.step}: {gate.gate} {measured}, the limit is {gate.limit:.4g}"
+    if gate.finding != "not enough items" or gate.low is None or gate.high is None:
+        return line
+    enough = f"; about {gate.enough_items:,} items would" if gate.enough_items else ""
+    return f"{line}; its 95 % interval {gate.low:.4g} to {gate.high:.4g} does not prove it{enough}"

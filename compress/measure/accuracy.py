@@ -1,67 +1,98 @@
-"""Accuracy, and how it changed, from items answered one by one.
+"""How well tasks are answered, and how that changed, from items judged one by one.
 
-Accuracy is lm-eval's ``acc``: the option with the highest summed log-probability is the answer. A task that
-has only ``acc_norm`` (divided by the option's length) gives that. The mean weighs every task alike.
+An item is right or wrong, or right in part (`compress.meters.accuracy` says by which of lm-eval's figures): shares of
+right answers have Wilson's interval and exact tests of pairs, means of graded ones Student's. A task without such a
+figure counts in no accuracy, and the mean says that it leaves it out. The mean weighs every task alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from compress.measure.items import Item
+from compress.measure.items import Identity, Item
 from compress.measure.statistics import (
     Interval,
     disagreements,
+    graded_interval,
     mcnemar_exact,
     mean_interval,
     paired_difference_interval,
+    paired_graded_interval,
+    paired_t,
     wilson_interval,
 )
-from compress.meters.accuracy import accuracy_metric
 from compress.records import Measurement
 
+Scored = Mapping[str, Mapping[str, tuple[str, str]]]
+"""Of each task, by which metric and filter the items of each of its leaves are judged."""
+Answers = dict[Identity, float]
+Pair = tuple[list[float], list[float]]
 
-def accuracy_measurements(items: Sequence[Item], original: Sequence[Item] | None) -> list[Measurement]:
+
+def accuracy_measurements(
+    items: Sequence[Item], original: Sequence[Item] | None, scored: Scored
+) -> list[Measurement]:
     """Return `accuracy` a task and `mean_accuracy`; with the original's items also the paired changes."""
-    answers = {
-        task: right for task in dict.fromkeys(i.task for i in items) if (right := answered(items, task))
-    }
-    measured = _accuracies({task: list(right.values()) for task, right in answers.items()}, items)
+    answers = {task: found for task in scored if (found := answered(items, task, scored))}
+    measured = _accuracies({task: list(found.values()) for task, found in answers.items()}, scored)
     if original is None or not answers:
         return measured
-    pairs = {task: _paired(answered(original, task), right) for task, right in answers.items()}
+    pairs = {task: _paired(answered(original, task, scored), found) for task, found in answers.items()}
     pairs = {task: pair for task, pair in pairs.items() if pair[0]}
     beside = {task: sum(before) / len(before) for task, (before, _) in pairs.items()}
-    return [_beside(m, beside) for m in measured] + _changes(pairs)
+    return [_beside(m, beside) for m in measured] + _changes(pairs, scored)
 
 
-def answered(items: Sequence[Item], task: str) -> dict[tuple[str, ...], bool]:
-    """Return for every item of a task whether it was answered right; nothing for a task without accuracy."""
-    own = [item for item in items if item.task == task]
-    metric = _metric(own)
-    return {i.identity: i.metrics[metric] == 1.0 for i in own if metric in i.metrics} if metric else {}
+def answered(items: Sequence[Item], task: str, scored: Scored) -> Answers:
+    """Return the score of every item of a task, 0 to 1; nothing for a task without one."""
+    found: Answers = {}
+    for item in items:
+        if item.task == task and scored[task].get(item.leaf, ("", ""))[1] == item.filter:
+            metric = scored[task][item.leaf][0]
+            if metric in item.metrics:
+                found[item.identity] = item.metrics[metric]
+    return found
 
 
-def _metric(items: Sequence[Item]) -> str | None:
-    return accuracy_metric(item.metrics for item in items)
-
-
-def _accuracies(answers: dict[str, list[bool]], items: Sequence[Item]) -> list[Measurement]:
-    intervals = {task: wilson_interval(sum(right), len(right)) for task, right in answers.items()}
-    measured = []
-    for task, interval in intervals.items():
-        metric = _metric([item for item in items if item.task == task])
-        note = f"lm-eval {metric}, Wilson interval"
-        measured.append(_share("accuracy", interval, len(answers[task]), {"task": task}, note))
+def _accuracies(answers: dict[str, list[float]], scored: Scored) -> list[Measurement]:
+    intervals = {task: share_interval(values) for task, values in answers.items()}
+    measured = [
+        _share(
+            "accuracy", interval, len(answers[task]), {"task": task}, _by_what(answers[task], scored[task])
+        )
+        for task, interval in intervals.items()
+    ]
     if intervals:
         n = sum(map(len, answers.values()))
-        note = f"mean of {len(intervals)} tasks, each weighing alike"
+        note = f"mean of {_tasks(len(intervals))}, each weighing alike{_left_out(answers, scored)}"
         measured.append(_share("mean_accuracy", mean_interval(list(intervals.values())), n, {}, note))
     return measured
 
 
-def _paired(
-    before: dict[tuple[str, ...], bool], after: dict[tuple[str, ...], bool]
-) -> tuple[list[bool], list[bool]]:
-    """Return both models' answers to the items both have answered, in one order."""
+def share_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of scores with its 95 % interval: Wilson's where all are right or wrong, else Student's."""
+    if is_graded(values):
+        return graded_interval(values)
+    return wilson_interval(int(sum(values)), len(values))
+
+
+def is_graded(values: Sequence[float]) -> bool:
+    """Whether any score is neither right (1) nor wrong (0)."""
+    return not {*values} <= {0.0, 1.0}
+
+
+def _by_what(values: Sequence[float], leaves: Mapping[str, tuple[str, str]]) -> str:
+    metrics = " and ".join(sorted({metric for metric, _ in leaves.values()}))
+    filters = sorted({kept for _, kept in leaves.values()} - {"none"})
+    how = "graded, Student's interval" if is_graded(values) else "Wilson interval"
+    return f"lm-eval {metrics}{f' ({chr(44).join(filters)})' if filters else ''}, {how}"
+
+
+def _left_out(answers: Mapping[str, object], scored: Scored) -> str:
+    without = [task for task in scored if task not in answers]
+    return f"; leaves out {', '.join(without)}, which has no share of right answers" if without else ""
+
+
+def _paired(before: Answers, after: Answers) -> Pair:
+    """Return both models' scores of the items both have answered, in one order."""
     common = [identity for identity in after if identity in before]
     return [before[identity] for identity in common], [after[identity] for identity in common]
 
@@ -75,26 +106,42 @@ def _beside(measurement: Measurement, original: dict[str, float]) -> Measurement
     )
 
 
-def _changes(pairs: dict[str, tuple[list[bool], list[bool]]]) -> list[Measurement]:
+def _changes(pairs: dict[str, Pair], scored: Scored) -> list[Measurement]:
     """Return the change of each task's accuracy, of their mean, and how many answers flipped."""
-    intervals = {task: paired_difference_interval(*pair) for task, pair in pairs.items()}
+    intervals: dict[str, Interval] = {}
     changes = []
     for task, pair in pairs.items():
-        gained, lost = disagreements(*pair)
-        n = len(pair[0])
-        labels: dict[str, str | int] = {"task": task}
-        p = mcnemar_exact(*pair)
-        changes.append(
-            _share("accuracy_change", intervals[task], n, labels, f"paired; exact McNemar p = {p:.2g}")
-        )
-        flips = wilson_interval(gained + lost, n)
-        note = f"{lost} answers became wrong, {gained} became right"
-        changes.append(_share("flips", flips, n, labels, note, higher_is_better=False))
+        intervals[task], found = _change(task, pair)
+        changes += found
     if intervals:
         n = sum(len(before) for before, _ in pairs.values())
-        note = f"paired; mean of {len(pairs)} tasks, each weighing alike"
+        note = f"paired; mean of {_tasks(len(pairs))}, each weighing alike{_left_out(pairs, scored)}"
         changes.append(_share("mean_accuracy_change", mean_interval(list(intervals.values())), n, {}, note))
     return changes
+
+
+def _change(task: str, pair: Pair) -> tuple[Interval, list[Measurement]]:
+    """Return the paired change of one task, and its measurements: only what is right or wrong can flip."""
+    before, after = pair
+    labels: dict[str, str | int] = {"task": task}
+    if is_graded(before) or is_graded(after):
+        interval = paired_graded_interval(before, after)
+        note = f"paired, graded; Student's p = {paired_t(before, after):.2g}"
+        return interval, [_share("accuracy_change", interval, len(before), labels, note)]
+    right = [value == 1 for value in before], [value == 1 for value in after]
+    interval = paired_difference_interval(*right)
+    gained, lost = disagreements(*right)
+    note = f"paired; exact McNemar p = {mcnemar_exact(*right):.2g}"
+    flips = wilson_interval(gained + lost, len(before))
+    told = f"{lost} answers became wrong, {gained} became right"
+    return interval, [
+        _share("accuracy_change", interval, len(before), labels, note),
+        _share("flips", flips, len(before), labels, told, higher_is_better=False),
+    ]
+
+
+def _tasks(number: int) -> str:
+    return "one task" if number == 1 else f"{number} tasks"
 
 
 def _share(

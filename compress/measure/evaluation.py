@@ -10,6 +10,7 @@ from lm_eval.api.task import Task
 
 from compress.measure.items import Item
 from compress.measure.statistics import normal_interval, wilson_interval
+from compress.meters.accuracy import Score, is_share, scores
 from compress.meters.lm_eval_model import BackendLM
 from compress.meters.tasks import Leaves, run_tasks
 from compress.records import Measurement
@@ -24,14 +25,18 @@ class Answers:
 
     items: list[Item]
     figures: list[Measurement]
+    scored: dict[str, Score]
+    """By what the items of each leaf are judged."""
 
 
 def answer(lm: BackendLM, name: str, leaves: Leaves, samples: int | None) -> Answers:
     """Let the model answer one requested task."""
     logged = run_tasks(lm, name, leaves, samples)
     items = [_item(name, leaf, sample) for leaf, sample in logged]
-    task = leaves[logged[0][0]]
-    return Answers(items, _figures(name, task, [sample for _, sample in logged]))
+    task, scored = leaves[logged[0][0]], scores(logged, leaves)
+    # What `accuracy` is of needs no second line.
+    told = {metric for metric, _ in scored.values()} if len({*scored.values()}) == 1 else set[str]()
+    return Answers(items, _figures(name, task, [sample for _, sample in logged], told & {"acc"}), scored)
 
 
 def _item(name: str, leaf: str, sample: dict[str, Any]) -> Item:
@@ -53,12 +58,12 @@ def _log_probs(responses: Sequence[Any]) -> list[float]:
     return [float(head) for head in heads if isinstance(head, Real)]
 
 
-def _figures(name: str, task: Task, samples: Sequence[dict[str, Any]]) -> list[Measurement]:
-    """Return each of lm-eval's metrics over all items of a requested task, pooled over its leaves."""
+def _figures(name: str, task: Task, samples: Sequence[dict[str, Any]], told: set[str]) -> list[Measurement]:
+    """Return each of lm-eval's metrics over all items of a requested task but those told already, pooled."""
     pooled: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for sample in samples:
         for metric in sample["metrics"]:
-            if metric != "acc":
+            if metric not in told:
                 pooled[metric, sample["filter"]].append(sample[metric])
     return [_figure(name, task, metric, kept, values) for (metric, kept), values in pooled.items()]
 
@@ -76,7 +81,7 @@ def _figure(name: str, task: Task, metric: str, kept: str, values: list[Any]) ->
     return Measurement(
         name=metric,
         value=value,
-        unit=UNITS.get(metric, "share" if interval else ""),
+        unit=UNITS.get(metric, "share" if interval and is_share(metric, values) else ""),
         higher_is_better=bool(task.higher_is_better().get(metric, True)),
         labels=labels,
         n=len(values),

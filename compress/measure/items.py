@@ -10,6 +10,8 @@ from compress.records import Record
 
 FILE = "items.jsonl"
 
+Identity = tuple[str, str, str, int, str]
+
 
 class Item(Record):
     """One question and how a model did on it.
@@ -27,9 +29,9 @@ class Item(Record):
     log_probs: tuple[float, ...] = ()
 
     @property
-    def identity(self) -> tuple[str, str, str, str]:
-        """The same for the same question, whoever answered it and wherever it stood."""
-        return self.task, self.leaf, self.filter, self.doc_hash
+    def identity(self) -> Identity:
+        """The same for the same item of a task, whoever answered it. A question that is asked twice is two items."""
+        return self.task, self.leaf, self.filter, self.doc_id, self.doc_hash
 
 
 def write_items(folder: Path, items: Iterable[Item]) -> None:

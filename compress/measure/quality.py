@@ -90,6 +90,7 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     from compress.meters.lm_eval_model import BackendLM
     from compress.meters.tasks import load_tasks, prepare_few_shot
     from compress.models.checkpoint import load_tokenizer
+    from compress.models.special_ids import end_ids
 
     demo = context.inputs.get("tasks")
     tasks = load_tasks(config.tasks, demo.path if demo else None, config.task_folder)
@@ -102,7 +103,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
         if context.stopping:
             context.stop()
 
-    lm = BackendLM(backend, load_tokenizer(artifact.path), config.batch_size, on_progress)
+    ends = end_ids(artifact.path)
+    lm = BackendLM(backend, load_tokenizer(artifact.path), config.batch_size, on_progress, ends)
     answers = [answer(lm, name, leaves, config.samples) for name, leaves in tasks.items()]
     _write_generations(lm, config, context.folder)
     for said in lm.gave_way:
@@ -111,7 +113,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     items = [item for each in answers for item in each.items]
     write_items(context.folder, items)
     original = context.inputs.get("original_quality")
-    measured = accuracy_measurements(items, read_items(original.path) if original else None)
+    scored = {name: each.scored for name, each in zip(tasks, answers, strict=True)}
+    measured = accuracy_measurements(items, read_items(original.path) if original else None, scored)
     return measured + [figure for each in answers for figure in each.figures]
 
 

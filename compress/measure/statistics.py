@@ -62,6 +62,46 @@ def normal_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - margin, mean + margin)
 
 
+def graded_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of scores between 0 and 1 with Student's interval, kept inside 0 to 1.
+
+    Scores that are all alike leave no width to judge by: then, as for a share, the rule of three bounds what was not
+    seen (Hanley & Lippman-Hand 1983).
+    """
+    n = len(values)
+    mean, margin = fmean(values), _student_margin(values) + (3 / n if _alike(values) else 0.0)
+    return Interval(mean, max(0.0, mean - margin), min(1.0, mean + margin))
+
+
+def paired_graded_interval(before: Sequence[float], after: Sequence[float]) -> Interval:
+    """Return the mean of after − before over the same items, scored 0 to 1, with Student's interval of the pairs."""
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    mean, margin = fmean(changes), _student_margin(changes) + (3 / len(changes) if _alike(changes) else 0.0)
+    return Interval(mean, max(-1.0, mean - margin), min(1.0, mean + margin))
+
+
+def paired_t(before: Sequence[float], after: Sequence[float]) -> float:
+    """Return the two-sided p-value of Student's paired test that the means are the same; 1 for equal scores."""
+    from scipy.stats import t
+
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    if len(changes) < 2 or _alike(changes):
+        return 1.0 if not any(changes) else 0.0 if len(changes) > 1 else 1.0
+    statistic = fmean(changes) / (stdev(changes) / sqrt(len(changes)))
+    return float(2 * t.sf(abs(statistic), len(changes) - 1))
+
+
+def _student_margin(values: Sequence[float]) -> float:
+    from scipy.stats import t
+
+    n = len(values)
+    return float(t.ppf(0.975, n - 1)) * stdev(values) / sqrt(n) if n > 1 else 1.0
+
+
+def _alike(values: Sequence[float]) -> bool:
+    return max(values) - min(values) < 1e-12
+
+
 def ratio_interval(values: Sequence[float], others: Sequence[float]) -> Interval:
     """Return median(values) / median(others) of positive figures taken in turns, with the interval of their ratio.
 

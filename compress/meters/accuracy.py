@@ -1,12 +1,65 @@
-"""What counts as an item answered right, of the figures lm-eval gives it."""
+"""What an item of a task scores, of the figures lm-eval gives it.
 
-from collections.abc import Collection, Iterable
+A task is judged by one figure of each of its items: a share between 0 and 1, of which more is better and which lm-eval
+averages. Of accuracy and its kin (`USUAL`) the first is taken that there is, else the first the task declares. Where
+answers are read out of a text in several ways (lm-eval's filters), the first is. Perplexities and the like are no such
+shares: a task that has nothing else has no score.
+"""
 
-METRICS = ("acc", "acc_norm")
-"""What counts as accuracy, best first."""
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+from lm_eval.api.task import Task
+
+USUAL = ("acc", "acc_norm", "exact_match", "f1")
+"""What is taken first, best first."""
 
 
-def accuracy_metric(items: Iterable[Collection[str]]) -> str | None:
-    """Return the best of `METRICS` that any item has, from the names of each item's; `None` for a task without."""
-    named = {metric for names in items for metric in names}
-    return next((metric for metric in METRICS if metric in named), None)
+GRADED = re.compile(r"acc|match|f1|\bem\b|pass@|mc[12]|rouge|bleu|anls|recall|precision|score", re.IGNORECASE)
+"""Names of figures that may lie between right and wrong. Of others, nats that happen to be small would look so too."""
+
+
+class Score(NamedTuple):
+    """By what the items of a task's leaf are judged."""
+
+    metric: str
+    filter: str
+
+
+def scores(logged: Sequence[tuple[str, dict[str, Any]]], leaves: Mapping[str, Task]) -> dict[str, Score]:
+    """Return by what each leaf's items are judged; nothing for a leaf that has no score.
+
+    logged: leaves' names and lm-eval's own log of their items.
+    """
+    values: dict[str, dict[Score, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    for leaf, sample in logged:
+        for metric in sample["metrics"]:
+            values[leaf][Score(metric, sample["filter"])].append(sample[metric])
+    found = {leaf: _chosen(by_score, leaves[leaf]) for leaf, by_score in values.items()}
+    return {leaf: score for leaf, score in found.items() if score is not None}
+
+
+def _chosen(values: Mapping[Score, Sequence[Any]], task: Task) -> Score | None:
+    able = [score for score, each in values.items() if _is_share(score.metric, each, task)]
+    order = {metric: place for place, metric in enumerate(USUAL)}
+    return min(able, key=lambda score: order.get(score.metric, len(USUAL)), default=None)
+
+
+def is_share(metric: str, values: Sequence[Any]) -> bool:
+    """Whether the figures of items are shares: right or wrong, or, where the name says so, something between."""
+    if not all(isinstance(value, Real) for value in values):
+        return False
+    return {*values} <= {0, 1} or (GRADED.search(metric) is not None and 0 <= min(values) <= max(values) <= 1)
+
+
+def _is_share(metric: str, values: Sequence[Any], task: Task) -> bool:
+    """Whether a metric is a mean of shares, of which more is better."""
+    if not task.higher_is_better().get(metric, False):
+        return False
+    if not is_share(metric, values):
+        return False
+    aggregated = task.aggregation()[metric](list(values))
+    return isinstance(aggregated, Real) and abs(float(aggregated) - sum(values) / len(values)) < 1e-9

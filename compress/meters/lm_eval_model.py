@@ -10,7 +10,7 @@ one string and parted where the context alone would end, the tokenizer adding it
 context becomes the beginning-of-sequence token.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,7 +62,9 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         on_progress: OnProgress = lambda done, total: None,
+        end_ids: Collection[int] = (),
     ) -> None:
+        """`end_ids`: what ends an answer besides the tokenizer's end of sequence (`compress.models.special_ids`)."""
         super().__init__()
         self.backend = backend
         self.tokenizer = tokenizer
@@ -70,6 +72,9 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         self.on_progress = on_progress
         self.gave_way: list[str] = []
         """Batches that were halved, for the record."""
+        eos = tokenizer.eos_token_id
+        self.end_ids = frozenset(end_ids) | (frozenset() if eos is None else {int(eos)})
+        self._num_appended = num_appended(tokenizer)
 
     @property
     def prefix_token_id(self) -> int:
@@ -116,13 +121,22 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
             raise InputError("tasks that sample their answers are not measured; set do_sample: false")
         eos = self.tokenizer.eos_token
         stops = [stop for stop in handle_stop_sequences(settings.get("until"), eos=eos) if stop]
+        # A special token is no text: as a stop string it is an id.
+        special = set(self.tokenizer.all_special_tokens)
+        ends = self.end_ids | {
+            self.tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in special
+        }
         new_tokens = min(settings["max_gen_toks"], self.backend.num_positions - 1)
         room = self.backend.num_positions - new_tokens
         contexts = [tuple(ids)[-room:] or (self.prefix_token_id,) for ids in self._encode(prompts)]
         texts = [""] * len(prompts)
         for tokens_BN in self._greedy(*padded(contexts, left=True), new_tokens):
-            texts = self.tokenizer.batch_decode(tokens_BN, skip_special_tokens=False)
-            if all(any(stop in text for stop in stops) for text in texts):
+            written = [before_end(row, ends) for row in tokens_BN.tolist()]
+            texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+            ended = [len(ids) < tokens_BN.shape[1] for ids in written]
+            if all(
+                end or any(stop in text for stop in stops) for end, text in zip(ended, texts, strict=True)
+            ):
                 break
         return [before_first(text, stops) for text in texts]
 
@@ -166,7 +180,10 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         return dict(zip(distinct, self._encode(distinct, add_special_tokens), strict=True))
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """Tokenize in one call. A text that brings its own beginning-of-sequence token gets no second one."""
+        """Tokenize in one call. A text that brings its own beginning-of-sequence token gets no second one.
+
+        What a tokenizer appends is left out: a text that goes on does not end in an end-of-sequence token.
+        """
         if not texts:
             return []
         bos = self.tokenizer.decode([self.prefix_token_id])
@@ -178,8 +195,9 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
                 ids = self.tokenizer(
                     [texts[i] for i in chosen], add_special_tokens=not bare, return_attention_mask=False
                 )
+                drop = 0 if bare else self._num_appended
                 for index, row in zip(chosen, ids["input_ids"], strict=True):
-                    encoded[index] = row
+                    encoded[index] = row[: len(row) - drop]
         return encoded
 
     @torch.inference_mode()
@@ -270,6 +288,19 @@ def padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
         ids_BT[index, where] = torch.tensor(row)
         mask_BT[index, where] = 1
     return ids_BT, mask_BT
+
+
+def num_appended(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many special tokens a tokenizer puts after a text."""
+    whole = tokenizer("a", return_attention_mask=False)["input_ids"]
+    bare = tokenizer("a", add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    starts = [n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare]
+    return len(whole) - len(bare) - starts[0] if starts else 0
+
+
+def before_end(ids: list[int], ends: Collection[int]) -> list[int]:
+    """Return the ids before the first that ends an answer."""
+    return ids[: next((place for place, id in enumerate(ids) if id in ends), len(ids))]
 
 
 def before_first(text: str, stops: Sequence[str]) -> str:

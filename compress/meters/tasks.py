@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 
 from compress.data.tasks import demo_task_configs
 from compress.errors import InputError, nearest
-from compress.meters.accuracy import accuracy_metric
+from compress.meters.accuracy import scores
 from compress.meters.lm_eval_model import BackendLM
 
 Leaves = dict[str, Task]
@@ -108,11 +108,14 @@ def judged(logged: Sequence[Logged]) -> list[Logged]:
     ]
 
 
-def right_answers(logged: Sequence[Logged]) -> list[bool]:
-    """Return for each item whether it was answered right; nothing for a task that has no accuracy."""
-    samples = [sample for _, sample in logged]
-    metric = accuracy_metric(sample["metrics"] for sample in samples)
-    return [sample[metric] == 1.0 for sample in samples if metric in sample["metrics"]] if metric else []
+def right_answers(logged: Sequence[Logged], leaves: Leaves) -> list[bool]:
+    """Return for each item whether it was answered right, in part at least by half; nothing where nothing says so."""
+    found = scores(logged, leaves)
+    return [
+        sample[found[leaf].metric] >= 0.5
+        for leaf, sample in logged
+        if leaf in found and sample["filter"] == found[leaf].filter
+    ]
 
 
 def _part_of(chosen: Mapping[str, list[int]], part: int, num_parts: int) -> dict[str, list[int]]:

@@ -1,6 +1,8 @@
 """Token ids outside ``tokenizer.json``: where the settings of a model and its tokenizer name them."""
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 Settings = dict[str, Any]
@@ -20,6 +22,16 @@ def special_ids(settings: Settings) -> set[int]:
         if isinstance(value, dict):
             found |= special_ids(value)
         elif key.endswith(("_token_id", "_token_ids")):
+            found |= {index for index in _listed(value) if _is_id(index)}
+    return found
+
+
+def end_ids(folder: Path) -> set[int]:
+    """Return every id that ends what a model writes, as ``generation_config.json`` and ``config.json`` list them."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        if (path := folder / name).exists():
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
             found |= {index for index in _listed(value) if _is_id(index)}
     return found
 

@@ -178,8 +178,8 @@ class Evaluate(Section):
     """lm-eval tasks by name. Left out: those of the built-in demo world."""
     samples: Positive | None = None
     """Items of each task to use, the same ones every time; left out: all."""
-    few_shot: int = Field(default=0, ge=0)
-    """Solved examples shown before each item."""
+    few_shot: int | None = Field(default=None, ge=0)
+    """Solved examples shown before each item; left out: each task's own number."""
     text: str = "heldout"
     """The name under `data:` on which divergence from the original and perplexity are measured."""
     task_folder: Path | None = None

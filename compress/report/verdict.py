@@ -129,7 +129,20 @@ def _warnings(run: RunRecord) -> Iterator[Finding]:
 def _gates(run: RunRecord) -> Iterator[Finding]:
     for gate in run.gates:
         verb = "passes" if gate.passed else "fails"
-        yield Finding("good" if gate.passed else "bad", f"{gate.step} {verb} the gate {gate_words(gate)}.")
+        text = f"{gate.step} {verb} the gate {gate_words(gate)}{why_failed(gate)}."
+        yield Finding("good" if gate.passed else "bad", text)
+
+
+def why_failed(gate: GateResult) -> str:
+    """Return what a gate that did not pass lacks: nothing where the limit itself is broken."""
+    if gate.passed or gate.finding != "not enough items":
+        return ""
+    how_many = f"; about {gate.enough_items:,} items would do" if gate.enough_items else ""
+    return (
+        f": {gate.n:,} items are not enough to prove it{how_many}"
+        if gate.n
+        else ": too little was measured to prove it"
+    )
 
 
 def gate_words(gate: GateResult) -> str:
@@ -250,5 +263,7 @@ def _quality_words(change: Measurement | None) -> str:
     if change is None:
         return "but what it lost in quality was not measured"
     if change.low is not None and change.high is not None and change.low <= 0 <= change.high:
-        return f"with no measurable change in accuracy ({units.signed_points(change.value)})"
+        # That a change was not seen is no proof that there is none: what is proved is how large it can be.
+        lost = units.points(max(0.0, -change.low))
+        return f"at most {lost} less accurate (95 %; measured {units.signed_points(change.value)})"
     return f"and {'loses' if change.value < 0 else 'gains'} {units.points(change.value)} of accuracy"

@@ -58,12 +58,12 @@ class WatchedTasks:
             }
         parts = team.gathered(own)
         found = {
-            name: right_answers(in_order([part[name] for part in parts], leaves))
+            name: right_answers(in_order([part[name] for part in parts], leaves), leaves)
             for name, leaves in self._leaves.items()
         }
         if lacking := [name for name, right in found.items() if not right]:
             raise InputError(
-                f"tasks: '{lacking[0]}' has no accuracy to watch; name tasks whose metric is acc or acc_norm"
+                f"tasks: '{lacking[0]}' has no accuracy to watch; name tasks whose answers are right or wrong"
             )
         return found
 

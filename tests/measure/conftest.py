@@ -61,6 +61,10 @@ def task_folder(tmp_path_factory):
         _write(folder, name, documents, CHOICE)
     _write(folder, "prose", [{"q": "", "text": " ".join(WORDS[i:])} for i in range(4)], PROSE)
     _write(folder, "written", [{"q": f"say {w}", "text": w} for w in WORDS[:3]], WRITTEN)
+    (folder / "graded_results.py").write_text(PROCESSING)
+    _write(folder, "graded", [{"q": w, "options": WORDS[:3], "gold": 0} for w in WORDS[:6]], GRADED)
+    _write(folder, "twice", [{"q": w, "options": WORDS[:3], "gold": 1} for w in WORDS[:4] * 3], CHOICE)
+    _write(folder, "nats", [{"q": w, "options": WORDS[:2], "gold": 0} for w in WORDS[:6]], NATS)
     (folder / "both.yaml").write_text("group: both\ntask: [first, second]\n")
     return folder
 
@@ -73,6 +77,15 @@ doc_to_target: gold
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true},
               {metric: acc_norm, aggregation: mean, higher_is_better: true}]
 """
+GRADED = """
+output_type: multiple_choice
+doc_to_text: q
+doc_to_choice: options
+doc_to_target: gold
+process_results: !function graded_results.share_of_the_first
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+NATS = GRADED.replace("share_of_the_first", "nats_apart").replace("metric: acc", "metric: likelihood_diff")
 PROSE = """
 output_type: loglikelihood_rolling
 doc_to_text: ""
@@ -85,6 +98,18 @@ doc_to_text: q
 doc_to_target: text
 generation_kwargs: {until: ["."], max_gen_toks: 4, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+
+
+PROCESSING = """
+import math
+
+def share_of_the_first(doc, results):
+    shares = [math.exp(log_prob) for log_prob, _ in results]
+    return {"acc": shares[0] / sum(shares)}
+
+def nats_apart(doc, results):
+    return {"likelihood_diff": abs(results[0][0] - results[1][0])}
 """
 
 

@@ -47,6 +47,29 @@ def test_every_figure_equals_that_of_lm_evals_own_model(original, context, task_
     assert find(measured, "exact_match", task="written").value == expected["written"]["exact_match,none"]
 
 
+def test_graded_and_written_answers_count_as_lm_eval_counts_them(original, context, task_folder):
+    measured = measure(original, context(), task_folder, "graded", "written", "twice", "nats")
+    model = HFLM(
+        pretrained=AutoModelForCausalLM.from_pretrained(original.path),
+        tokenizer=load_tokenizer(original.path),
+        softmax_dtype="float32",
+    )
+    manager = TaskManager(include_path=str(task_folder), include_defaults=False)
+    names = ["graded", "written", "twice", "nats"]
+    expected = simple_evaluate(model=model, tasks=names, task_manager=manager, bootstrap_iters=0)["results"]
+    graded = find(measured, "accuracy", task="graded")
+    assert 0 < graded.value < 1 and graded.low < graded.value < graded.high
+    assert graded.value == pytest.approx(expected["graded"]["acc,none"], abs=1e-4)
+    assert find(measured, "accuracy", task="written").value == expected["written"]["exact_match,none"]
+    assert find(measured, "accuracy", task="twice").n == 12
+    assert find(measured, "accuracy", task="twice").value == expected["twice"]["acc,none"]
+    nats = find(measured, "likelihood_diff", task="nats")
+    assert nats.value == pytest.approx(expected["nats"]["likelihood_diff,none"], abs=1e-4)
+    assert nats.unit == ""  # nats are no share, and no accuracy
+    mean = find(measured, "mean_accuracy")
+    assert "3 tasks" in mean.note and "leaves out nats" in mean.note
+
+
 def test_a_group_is_one_task_over_all_its_items(original, context, task_folder):
     apart = measure(original, context("apart"), task_folder, "first", "second")
     together = measure(original, context("together"), task_folder, "both")

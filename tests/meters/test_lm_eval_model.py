@@ -1,3 +1,4 @@
+import copy
 import random
 from types import SimpleNamespace
 
@@ -8,7 +9,15 @@ from transformers import AutoModelForCausalLM
 
 from compress.errors import InputError
 from compress.meters import divergence
-from compress.meters.lm_eval_model import BackendLM, Query, before_first, padded, rolling_windows, shared_rows
+from compress.meters.lm_eval_model import (
+    BackendLM,
+    Query,
+    before_end,
+    before_first,
+    padded,
+    rolling_windows,
+    shared_rows,
+)
 
 PAIRS = [
     ("The ship behind the hounds", " sails."),
@@ -150,3 +159,57 @@ def test_rows_are_padded_on_the_asked_side():
 def test_text_ends_before_the_earliest_stop():
     assert before_first("one. two\nthree", ["\n", "."]) == "one"
     assert before_first("one", ["."]) == "one"
+
+
+def appending_eos(tokenizer):
+    """The same tokenizer with a post-processor that stands a text between BOS and EOS."""
+    from tokenizers.processors import TemplateProcessing
+
+    other = copy.deepcopy(tokenizer)
+    bos, eos = other.bos_token, other.eos_token
+    other.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A {eos}", special_tokens=[(bos, other.bos_token_id), (eos, other.eos_token_id)]
+    )
+    return other
+
+
+def test_a_context_never_ends_in_the_end_of_a_text(lm, backend, tokenizer):
+    """BOS and the words are what is read, whether or not the tokenizer would close them."""
+    other = BackendLM(backend, appending_eos(tokenizer), batch_size=3)
+    pairs = [pair for pair in PAIRS if pair[0] and not pair[0].startswith("<s>")]
+    ids = tokenizer("One two", add_special_tokens=False)["input_ids"]
+    assert other._encode(["One two"]) == [[tokenizer.bos_token_id, *ids]]
+    (query,) = other._pairs([("One", " two")])
+    assert (
+        query.ids == (tokenizer.bos_token_id, *ids)
+        and query.num_targets
+        == 1 + len(ids) - len(tokenizer("One", add_special_tokens=False)["input_ids"]) - 1
+    )
+    if tokenizer("One")["input_ids"][0] == tokenizer.bos_token_id:
+        assert other.loglikelihood(requests(pairs)) == lm.loglikelihood(requests(pairs))
+
+
+def test_an_answer_ends_at_every_id_that_ends_one(backend, tokenizer, llama):
+    """As `generate` of transformers does with a list of ids."""
+    model = AutoModelForCausalLM.from_pretrained(llama.path)
+    prompt = "The ship behind"
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+
+    def written(ends):
+        settings = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[
+            0, ids.shape[1] :
+        ].tolist()
+
+    free = written(None)
+    end = next(token for place, token in enumerate(free) if place >= 2 and token not in free[:place])
+    stopped = written([tokenizer.eos_token_id, end])
+    assert stopped[-1] == end and len(stopped) < len(free)
+    (text,) = BackendLM(backend, tokenizer, 1, end_ids=[end]).generate([prompt], {"max_gen_toks": 12})
+    assert text == tokenizer.decode(stopped[:-1], skip_special_tokens=True)
+
+
+def test_special_tokens_are_no_part_of_an_answer():
+    assert before_end([5, 6, 2, 7], {2}) == [5, 6]
+    assert before_end([5, 6], {2}) == [5, 6]
+    assert before_end([2, 5], {2}) == []

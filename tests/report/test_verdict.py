@@ -92,14 +92,14 @@ def test_without_gates_the_smallest_leaf_near_the_most_accurate_is_chosen():
     assert best_student(with_accuracy(run, "edge", 0.80)).name == "int8"
 
 
-def test_a_change_whose_interval_holds_zero_is_not_called_a_loss():
+def test_of_a_change_whose_interval_holds_zero_its_end_is_told():
     run = sample_run()
     change = Measurement(
         name="mean_accuracy_change", value=-0.004, unit="share", higher_is_better=True, low=-0.012, high=0.004
     )
     kept = tuple(m for m in run.step("edge").measurements if m.name != "accuracy_change")
     run = with_step(run, "edge", measurements=(*kept, change))
-    assert "no measurable change in accuracy (-0.4 points)" in words(run)
+    assert "at most 1.2 points less accurate (95 %; measured -0.4 points)" in words(run)
 
 
 def test_a_baseline_as_small_and_as_accurate_takes_the_headline():
