@@ -4,7 +4,7 @@ EXTRAS ?= dev
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo env test test-slow check bench clean
+.PHONY: demo env test test-slow test-gpu gpu-minutes check bench clean
 
 demo: env
 	$(BIN)/compress run pipelines/quickstart.yaml
@@ -21,6 +21,14 @@ test: env
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU; elsewhere its tests fail. Tests that need two or more are skipped with one.
+test-gpu: env
+	$(BIN)/python -m pytest -m "gpu" tests/gpu tests/train/test_attention_gpu.py
+	$(BIN)/python -m pytest -m "" tests/distill/test_gpu_rows.py
+
+gpu-minutes: env
+	$(BIN)/python tests/benchmarks/gpu_first_minutes.py
 
 check: env
 	$(BIN)/ruff format --check .

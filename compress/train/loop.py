@@ -65,7 +65,7 @@ def fit(
 
     def on_gpu(numerics: Numerics) -> Numerics:
         with applied(numerics):
-            _place(objective, numerics)
+            place(objective, numerics)
             fits = tried_on(objective, student.train(), read, numerics, settings.optimizer)
             return fitted(numerics, settings, schedule, fits, bool(student.supports_gradient_checkpointing))
 
@@ -74,7 +74,7 @@ def fit(
     numerics = resolve(context.partial, settings, schedule, on_gpu, team)
     with applied(numerics):
         torch.manual_seed(context.seed)
-        _place(objective, numerics)
+        place(objective, numerics)
         sharding = DIVIDED
         if not team.is_launched and read(schedule.batch_sequences).positions is not None:
             check_documents_apart(student)
@@ -105,7 +105,7 @@ def fit(
     return training.facts()
 
 
-def _place(objective: nn.Module, numerics: Numerics) -> None:
+def place(objective: nn.Module, numerics: Numerics) -> None:
     for model in (m for m in objective.children() if isinstance(m, PreTrainedModel)):
         model.set_attn_implementation(implementation(model, numerics.attention))
     if Team.current().is_launched:

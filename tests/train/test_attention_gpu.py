@@ -11,7 +11,7 @@ from compress.train import attention
 from compress.train.attention import as_mask, packed_attention
 from compress.train.numerics import deterministic
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 
 LENGTHS = [[700, 24, 300], [1000, 24]]
 
