@@ -231,8 +231,12 @@ def test_the_run_says_again_and_again_that_it_waits_until_all_have_joined(folder
     monkeypatch.setattr(launcher, "REMIND_SECONDS", 0.0)
     launch = Launch(processes=8, nodes=3, rendezvous="head:29400")
     others = launcher._others(launch, folder)
-    assert others.startswith("waiting for 2 more machines to join at head:29400; on each start: ")
-    assert "compress.engine.agent - --nproc-per-node 8" in others and str(folder.job) in others
+    assert others.startswith("waiting for 2 more machines to join at head:29400 (")
+    assert (
+        "; on each start: " in others
+        and "compress.engine.agent - --nproc-per-node 8" in others
+        and str(folder.job) in others
+    )
     assert "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network between them" in others
     assert heard(folder, others) == [others, others, "all are here"]
 
