@@ -4,9 +4,9 @@
     python tests/benchmarks/gpu_first_minutes.py --only decoding evaluation
     python tests/benchmarks/gpu_first_minutes.py --dry-run       # tiny shapes, on a processor
 
-Nothing is fetched: weights are random and made on the card, in the shapes of Llama-3.1-8B and its 4B student. Every item
-has a process and a time of its own, so that one that fails or hangs costs no other, and results are written after each:
-a machine that is taken away half-way has still told something. Items for which no time is left say so.
+Nothing is fetched: weights are random and made on the card, in the shapes of Llama-3.1-8B and its 4B student. Every
+item has a process and a time of its own, so that one that fails or hangs costs no other, and results are written after
+each: a machine that is taken away half-way has still told something. Items for which no time is left say so.
 """
 
 import argparse
