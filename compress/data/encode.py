@@ -1,9 +1,9 @@
 """Documents → token ids with what is to be learned of them.
 
-A text stands between the tokenizer's marks, ``BOS text EOS`` (either mark only where the tokenizer has it). A
-conversation stands as its chat template writes it, whose marks are its own. What is blank then, empty or nothing but
-space, is skipped: marks around nothing would teach to end before anything is said, and some data sets hold many such
-rows.
+A text stands between the tokenizer's marks, ``BOS text EOS`` (either mark only where the tokenizer has it; encoders
+have ``CLS`` and ``SEP``). Where both are one mark, as GPT-2's, a single one stands between texts. A conversation stands
+as its chat template writes it, whose marks are its own. What is blank then, empty or nothing but space, is skipped:
+marks around nothing would teach to end before anything is said, and some data sets hold many such rows.
 """
 
 from collections.abc import Iterator
@@ -54,8 +54,10 @@ class Encoder:
         self._chat: ChatTemplate | None = None
         self.used_chat_template = False
         """Whether there was a conversation among the documents so far."""
-        self._before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        self._after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.row_start, end = start_mark(tokenizer), end_mark(tokenizer)
+        """The id that a row begins with, whatever it begins within; ``None`` where the tokenizer has no such mark."""
+        self._before = [] if self.row_start in (None, end) else [self.row_start]
+        self._after = [] if end is None else [end]
 
     def encode(self, documents: Iterator[Document], num_skipped: int = 0) -> Iterator[Encoded]:
         """Yield each document encoded, but for the blank ones.
@@ -106,6 +108,20 @@ class Encoder:
                 f"the model's vocabulary {self._rows}"
             )
         return Encoded(row, learned, len(document.text.encode()), number)
+
+
+def start_mark(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the id that stands before a text: a model that was trained with it depends on it."""
+    return _first_id(tokenizer.bos_token_id, tokenizer.cls_token_id)
+
+
+def end_mark(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """Return the id that stands after a text."""
+    return _first_id(tokenizer.eos_token_id, tokenizer.sep_token_id)
+
+
+def _first_id(*ids: int | None) -> int | None:
+    return next((int(id) for id in ids if id is not None), None)
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -1,9 +1,9 @@
 """Documents → token ids → equal rows on disk, streaming: memory holds one batch of documents.
 
 Documents are joined (`compress.data.encode` says with which marks between them, and skips blank ones) and the stream
-is cut into rows without padding; a rest too short for a row is dropped. Where each document begins, and what is to be
-learned where that is not everything, is kept beside the ids, and so is the chat template that was given for them: a
-model that learns from these rows is to be spoken to in it.
+is cut into rows without padding, each of which begins as a text begins; a rest too short for a row is dropped. Where
+each document begins, and what is to be learned where that is not everything, is kept beside the ids, and so is the chat
+template that was given for them: a model that learns from these rows is to be spoken to in it.
 """
 
 import json
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compress.data.encode import Encoder
     from compress.data.interleave import Stream
 
-VERSION = 5
+VERSION = 6
 ACCEPTS = ("tokenizer", "hf")
 PRODUCES = "tokens"
 COMPUTES = False
@@ -145,9 +145,8 @@ def _write(encoder: "Encoder", vocabulary: int, config: Config, context: Context
 
     streams, repeat = _streams(config, context.seed, encoder)
     wanted_tokens = (config.wanted_rows or 0) * config.sequence_length
-    with Packing(
-        context, config.sequence_length, id_dtype(vocabulary), config.wanted_rows, len(streams)
-    ) as work:
+    length, dtype = config.sequence_length, id_dtype(vocabulary)
+    with Packing(context, length, dtype, config.wanted_rows, len(streams), encoder.row_start) as work:
         encoder.used_chat_template |= work.used_chat_template
         writer = work.writer
         for document in interleave(streams, repeat, work.places) if not work.is_done else ():

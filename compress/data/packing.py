@@ -36,6 +36,7 @@ class Packing:
         dtype: np.dtype[Any],
         most_rows: int | None,
         num_streams: int,
+        row_start: int | None,
     ) -> None:
         self._context, self._path = context, context.partial / SAVED
         found = self._found()
@@ -43,7 +44,7 @@ class Packing:
         self.used_chat_template = found is not None and found.used_chat_template
         self.is_done = found is not None and found.is_done
         written = found.written if found else None
-        self.writer = RowWriter(context.partial, sequence_length, dtype, most_rows, written)
+        self.writer = RowWriter(context.partial, sequence_length, dtype, most_rows, written, row_start)
         self._started, self._started_at = time.monotonic(), self.writer.num_tokens
         self._saved = self._started
 

@@ -8,6 +8,8 @@ from compress.pipeline.plan import Node
 
 DRIVER_BYTES = 768 * 2**20
 """What the driver keeps of a card: CUDA shows 0.3 to 0.85 GiB less than NVML of those in the table."""
+SMALL_BYTES = 2 * 10**9
+"""Without a card, nobody asks where less than this goes."""
 WIDTH = 12
 
 
@@ -30,11 +32,11 @@ def card_bytes(machine: Machine) -> int:
 
 
 def account(node: Node, machine: Machine) -> Iterator[str]:
-    """Yield lines that add up a node's memory, item by item; none where it has no items.
+    """Yield lines that add up a node's memory, item by item; none where it has no items, or is small on a processor.
 
     In GB (10⁹ bytes), to the MB: what stands there adds up exactly.
     """
-    if not node.work.memory:
+    if not node.work.memory or (machine.card is None and node.work.peak_memory_bytes < SMALL_BYTES):
         return
     device = "card" if machine.card else "machine"
     each = f" on each of {node.work.devices} {device}s" if node.work.devices > 1 else f" on the {device}"

@@ -12,6 +12,19 @@ from compress.records import ModelSpec
 from tests.data.chats import MESSAGES, PLAIN
 from tests.fakes import FakeContext
 
+
+def as_one(rows):
+    """The ids of rows one after the other, without the BOS of those that begin within a text."""
+    flat = rows.flatten().tolist()
+    length = rows.shape[1]
+    whole = []
+    for place, index in enumerate(flat):
+        begins_a_text = place == 0 or flat[place - 1] == 1  # after an EOS
+        if index != 0 or place % length or begins_a_text:
+            whole.append(index)
+    return whole
+
+
 POEM = "one two three\nfour\n\nfive six\n\n\nseven"
 
 
@@ -41,14 +54,15 @@ def poem(tmp_path):
 def test_documents_are_joined_by_bos_and_eos_and_come_back(byte_tokenizer, context, poem):
     outcome = pack.run(byte_tokenizer, pack.Config(**poem, sequence_length=4), context)
     packed = PackedTokens.open(context.folder)
-    text = AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(
-        packed.rows(0, packed.num_sequences).flatten()
-    )
+    rows = packed.rows(0, packed.num_sequences)
+    assert (rows[:, 0] == 0).all()
+    text = AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(as_one(rows))
     whole = "<s>one two three\nfour</s><s>five six</s><s>seven</s>"
     assert whole.startswith(text)
     assert outcome.facts["documents"] == 3
-    assert outcome.facts["tokens"] == packed.num_sequences * 4 == 36
-    assert outcome.facts["text_bytes"] == round(31 * 36 / 37)
+    assert outcome.facts["tokens"] == packed.num_sequences * 4 == 48
+    # 37 ids and the BOS of eleven rows that begin within a text: all of it fills rows.
+    assert outcome.facts["text_bytes"] == 31
 
 
 def test_blank_texts_are_packed_nowhere_and_counted_nowhere(byte_tokenizer, tmp_path):
@@ -96,8 +110,8 @@ def test_the_same_seed_packs_the_same_bytes(demo_tokenizer, tmp_path):
 
 def test_a_short_source_warns_and_is_used(byte_tokenizer, context, poem):
     pack.run(byte_tokenizer, pack.Config(**poem, sequence_length=4, samples=100), context)
-    assert PackedTokens.open(context.folder).num_sequences == 9
-    assert "fills only 9 of 100 rows" in context.warnings[0]
+    assert PackedTokens.open(context.folder).num_sequences == 12
+    assert "fills only 12 of 100 rows" in context.warnings[0]
 
 
 def test_too_little_text_for_one_row_is_refused(byte_tokenizer, context, poem):
@@ -140,12 +154,13 @@ def test_a_batch_says_where_documents_begin(byte_tokenizer, context, poem):
     batch = packed.learning_batch(range(packed.num_sequences))
     whole = "<s>one two three\nfour</s><s>five six</s><s>seven</s>"
     begins = (batch.ids == 0).flatten()
-    assert AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(batch.ids.flatten()) == whole[:-4]
+    text = AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(as_one(batch.ids))
+    assert whole.startswith(text)
     positions = batch.positions.flatten().tolist()
     for place, position in enumerate(positions):
         assert position == (0 if begins[place] or place % 9 == 0 else positions[place - 1] + 1)
     assert batch.learned is None
-    assert batch.is_target.sum() == batch.ids[:, 1:].numel() - begins.view(4, 9)[:, 1:].sum()
+    assert batch.is_target.sum() == batch.ids[:, 1:].numel() - begins.view(-1, 9)[:, 1:].sum()
 
 
 def test_rows_within_one_document_have_no_positions(byte_tokenizer, context, poem):
@@ -170,7 +185,11 @@ def test_conversations_are_packed_with_what_is_to_be_learned(byte_tokenizer, con
     batch = packed.learning_batch(range(packed.num_sequences))
     tokenizer = AutoTokenizer.from_pretrained(byte_tokenizer.path)
     answers = "In Arlen.</s>  15 🙂!</s>"
-    assert tokenizer.decode(batch.ids[batch.learned]).startswith(f"{answers}<s>plain text</s>{answers[:13]}")
+    learned = batch.learned.clone()
+    learned[:, 0] = False  # the first of a row is no target
+    begun = [row for row in batch.ids[learned].tolist() if row != 0]
+    text = f"{answers}plain text</s>{answers[:13]}"
+    assert tokenizer.decode(begun).startswith(text)
     facts = json.loads((context.folder / "tokens.json").read_text())
     assert facts["learned_tokens"] == batch.learned.sum() < facts["tokens"]
     assert context.warnings == []
@@ -241,9 +260,9 @@ def test_a_mixture_is_packed_by_its_shares_of_tokens(byte_tokenizer, context, po
         "on_end": "repeat",
     }
     packed = packed_by(
-        byte_tokenizer, context, source="mixture", settings=mixture, sequence_length=64, samples=400
+        byte_tokenizer, context, source="mixture", settings=mixture, sequence_length=64, samples=1600
     )
-    ids = packed.rows(0, 400).flatten()
+    ids = as_one(packed.rows(0, 1600))
     text = AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(ids)
     verses = ("one two three\nfour", "five six", "seven")
     of_the_poem = sum(text.count(f"<s>{verse}</s>") * (len(verse) + 2) for verse in verses)
@@ -258,7 +277,9 @@ def test_a_mixture_is_the_same_for_the_same_seed_and_ends_with_its_first_part(by
         packed_by(byte_tokenizer, context, source="mixture", settings={"parts": parts}, sequence_length=8)
         made.append((context.folder / "tokens.bin").read_bytes())
     assert made[0] == made[1] != made[2]
-    text = AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(list(made[0][::2]))
+    text = AutoTokenizer.from_pretrained(byte_tokenizer.path).decode(
+        as_one(torch.tensor([*made[0][::2]]).view(-1, 8))
+    )
     documents = text.split("<s>")[1:]
     assert "five six</s>" in documents
     assert len(set(documents)) == len(documents)  # two parts of one source have seeds of their own
