@@ -4,44 +4,40 @@ A text stands between the tokenizer's marks, ``BOS text EOS`` (either mark only 
 have ``CLS`` and ``SEP``). Where both are one mark, as GPT-2's, a single one stands between texts. A conversation stands
 as its chat template writes it, whose marks are its own. What is blank then, empty or nothing but space, is skipped:
 marks around nothing would teach to end before anything is said, and some data sets hold many such rows.
+
+Batches are encoded here, or by processes beside this one, where that was asked for: in the same order, and whatever
+is wrong with a document is raised when it is its turn.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from compress.data.chat import ChatTemplate, Rendered
+from compress.data.batch_encoder import BatchEncoder, Encoded, EncodedBatch, Numbered
+from compress.data.chat import ChatTemplate
 from compress.data.conversation import Conversation, Document
+from compress.data.encoding_pool import EncodingPool
+from compress.data.encoding_server import State
 from compress.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH_DOCUMENTS = 256
+__all__ = ["Encoded", "Encoder", "load_tokenizer"]
 
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A document as token ids."""
-
-    ids: Array
-    """int64 ``[n]``."""
-    learned: Array
-    """Whether each is to be learned, bool ``[n]``."""
-    num_bytes: int
-    """The text's length in UTF-8."""
-    number: int = 0
-    """How many documents of its source were read when it was, itself included: who goes on after it skips so many."""
+BATCH_DOCUMENTS = 2048
+BATCH_CHARACTERS = 2**19
+"""After which a batch takes no further document: some tenths of a second on one core."""
+AHEAD = 2
+"""Batches for each process that are read before they are needed: one it works on, one that waits for it."""
 
 
 class Encoder:
-    """Encodes documents for one model, a batch of them in memory at a time."""
+    """Encodes documents for one model, a few batches of them in memory at a time."""
 
     def __init__(
         self,
@@ -50,7 +46,7 @@ class Encoder:
         chat_template: str | None = None,
     ) -> None:
         """embedding_rows: how many ids the model has an embedding for; ``None`` where no model is known."""
-        self._tokenizer, self._rows, self._template = tokenizer, embedding_rows, chat_template
+        self._tokenizer, self._template = tokenizer, chat_template
         self._chat: ChatTemplate | None = None
         self.used_chat_template = False
         """Whether there was a conversation among the documents so far."""
@@ -58,56 +54,95 @@ class Encoder:
         """The id that a row begins with, whatever it begins within; ``None`` where the tokenizer has no such mark."""
         self._before = [] if self.row_start in (None, end) else [self.row_start]
         self._after = [] if end is None else [end]
+        self._batch_encoder = BatchEncoder(tokenizer, self._before, self._after, embedding_rows)
+        self._pool: EncodingPool | None = None
 
-    def encode(self, documents: Iterator[Document], num_skipped: int = 0) -> Iterator[Encoded]:
+    def __enter__(self) -> "Encoder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def use_processes(self, num: int, warn: Callable[[str], None]) -> None:
+        """Have so many processes do the work from when they are ready; `warn` is told where they cannot be started.
+
+        They end when the encoder's ``with`` does. Asked again, or for a tokenizer that stays in this process, it does
+        nothing.
+        """
+        if self._pool is None and num > 1 and self._batch_encoder.can_move:
+            self._pool = EncodingPool(State(self._batch_encoder, self._chat is not None), num, warn)
+
+    def encode(
+        self, documents: Iterator[Document], num_skipped: int = 0, share: float = 1.0
+    ) -> Iterator[Encoded]:
         """Yield each document encoded, but for the blank ones.
 
-        num_skipped: how many of the source come before these. Raises `InputError` for ids the model has no embedding
-        for.
+        num_skipped: how many of the source come before these. share: of all that this encoder is asked for, about,
+        which says how much of these is read ahead. Raises `InputError` for ids the model has no embedding for.
         """
-        numbered = enumerate(documents, start=num_skipped + 1)
-        while batch := list(islice(numbered, BATCH_DOCUMENTS)):
-            made = [(number, self._render(document)) for number, document in batch]
-            numbers = [number for number, document in made if document.text.strip()]
-            rendered = [document for _, document in made if document.text.strip()]
-            if not rendered:
-                continue
-            tokens = self._tokenizer(
-                [document.text for document in rendered],
-                add_special_tokens=False,
-                return_attention_mask=False,
-                return_offsets_mapping=any(document.answers is not None for document in rendered),
-            )
-            offsets = tokens.get("offset_mapping") or [None] * len(rendered)
-            for number, document, ids, spans in zip(
-                numbers, rendered, tokens["input_ids"], offsets, strict=True
-            ):
-                yield self._encoded(document, ids, spans, number)
+        for batch in self._in_order(self._batches(documents, num_skipped), share):
+            for document, after_chat in batch.documents():
+                self.used_chat_template |= after_chat
+                yield document
 
-    def _render(self, document: Document) -> Rendered:
+    def _in_order(
+        self, batches: "Iterator[list[Numbered] | Exception]", share: float
+    ) -> Iterator[EncodedBatch]:
+        """Yield each batch encoded. Raises the error among them, in its turn."""
+        begun: deque[Future[EncodedBatch]] = deque()
+        while True:
+            while len(begun) < self._num_ahead(share) and (batch := next(batches, None)) is not None:
+                begun.append(self._begin(batch))
+            if not begun:
+                return
+            yield begun.popleft().result()
+
+    def _num_ahead(self, share: float) -> int:
+        if self._pool is None or not self._pool.is_ready:
+            return 1
+        return 1 + math.ceil(AHEAD * share * self._pool.num_processes)
+
+    def _begin(self, batch: list[Numbered] | Exception) -> "Future[EncodedBatch]":
+        future: Future[EncodedBatch] = Future()
+        if isinstance(batch, Exception):
+            future.set_exception(batch)
+        elif self._pool is not None and self._pool.is_ready:
+            return self._pool.submit(batch, self._chat)
+        else:
+            future.set_result(self._batch_encoder.encode(batch, self._chat))
+        return future
+
+    def _batches(
+        self, documents: Iterator[Document], num_skipped: int
+    ) -> Iterator[list[Numbered] | Exception]:
+        """Yield documents with their numbers, and at the end what reading the next one raised, if it did."""
+        batch: list[Numbered] = []
+        num_characters, failure = 0, None
+        try:
+            for numbered in enumerate(documents, start=num_skipped + 1):
+                num_characters += self._size(numbered[1])
+                batch.append(numbered)
+                if len(batch) >= BATCH_DOCUMENTS or num_characters >= BATCH_CHARACTERS:
+                    yield batch
+                    batch, num_characters = [], 0
+        except Exception as error:  # raised again, when the documents before it are done
+            failure = error
+        if batch:
+            yield batch
+        if failure is not None:
+            yield failure
+
+    def _size(self, document: Document) -> int:
+        """Return about how many characters a document has. Raises `InputError` where no template is for it."""
         if not isinstance(document, Conversation):
-            return Rendered(document)
+            return len(document)
         if self._chat is None:
             self._chat = ChatTemplate(self._tokenizer, self._template)
-            self.used_chat_template = True
-        return self._chat.render(document)
-
-    def _encoded(
-        self, document: Rendered, ids: list[int], offsets: list[tuple[int, int]] | None, number: int
-    ) -> Encoded:
-        if document.answers is None:
-            ids = [*self._before, *ids, *self._after]
-            learned = np.ones(len(ids), dtype=bool)
-        else:
-            assert offsets is not None
-            learned = _touches(document.answers, offsets)
-        row = np.array(ids, dtype=np.int64)
-        if self._rows is not None and row.max(initial=0) >= self._rows:
-            raise InputError(
-                f"the tokenizer does not fit the model: it has {len(self._tokenizer)} ids (met: {row.max()}), "
-                f"the model's vocabulary {self._rows}"
-            )
-        return Encoded(row, learned, len(document.text.encode()), number)
+        return sum(len(message.get("content", "")) for message in document.messages)
 
 
 def start_mark(tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -132,12 +167,3 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"no tokenizer can be loaded from {folder}: {error}") from error
-
-
-def _touches(spans: tuple[tuple[int, int], ...], offsets: list[tuple[int, int]]) -> Array:
-    """Return which tokens have a character inside a span: one that also covers what stands before it does."""
-    edges = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    touches = np.zeros(len(edges), dtype=bool)
-    for start, stop in spans:
-        touches |= (edges[:, 0] < stop) & (edges[:, 1] > start)
-    return touches

@@ -1,4 +1,4 @@
-"""Documents → token ids → equal rows on disk, streaming: memory holds one batch of documents.
+"""Documents → token ids → equal rows on disk, streaming: memory holds a few batches of documents.
 
 Documents are joined (`compress.data.encode` says with which marks between them, and skips blank ones) and the stream
 is cut into rows without padding, each of which begins as a text begins; a rest too short for a row is dropped. Where
@@ -33,13 +33,20 @@ SUPPOSED_TOKENS = 10**7
 """Where nothing says how many there are."""
 FLOPS_PER_TOKEN = 1.5e5
 """What a core could do while it tokenizes one token of text: 2.5 µs, measured with a vocabulary of a thousand."""
-SERIAL_SECONDS_PER_TOKEN = 7e-7
+ALONE_TOKENS = 4 * 10**6
+"""About how many one process does before others begin, or without them."""
+ALONE_SECONDS_PER_TOKEN = 5e-7
+"""What Python does meanwhile with each: one core, however many there are."""
+SHARED_SECONDS_PER_TOKEN = 1.5e-7
+"""What is left to that process then: it reads documents and writes rows, most of it 20 µs a document."""
 FETCHED_BYTES_PER_TOKEN = 2.5
 """Of a compressed data set on the hub."""
 STORED_BYTES_PER_TOKEN = 4
 START_SECONDS = 1.5
 REPORT_EVERY = 256
-"""Documents between two reports of progress."""
+"""Documents between two reports of progress, at each of which a stop is heeded and work saved."""
+REPORT_TOKENS = 2**17
+"""After which that is done, however few the documents."""
 
 
 class Config(StepConfig):
@@ -66,13 +73,15 @@ class Config(StepConfig):
 
 
 def estimate(spec: ModelSpec | None, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
-    """Return about what tokenizing takes: on all cores, but for what Python does with the ids."""
+    """Return about what tokenizing takes: on all cores, but for what one process does with documents and ids."""
     rows = config.wanted_rows
     tokens = SUPPOSED_TOKENS if rows is None else rows * config.sequence_length
     fetched = tokens * FETCHED_BYTES_PER_TOKEN / NETWORK_BYTES_PER_SECOND if _is_fetched(config) else 0.0
+    alone = min(tokens, ALONE_TOKENS)
+    serial = alone * ALONE_SECONDS_PER_TOKEN + (tokens - alone) * SHARED_SECONDS_PER_TOKEN
     return Work(
         flops=tokens * FLOPS_PER_TOKEN,
-        serial_seconds=START_SECONDS + tokens * SERIAL_SECONDS_PER_TOKEN + fetched,
+        serial_seconds=START_SECONDS + serial + fetched,
         disk_bytes=STORED_BYTES_PER_TOKEN * tokens,
         on_processor=True,
     )
@@ -99,9 +108,9 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
         template = read_text(config.chat_template)
         check_template(template, config.chat_template)
     tokenizer = load_tokenizer(parent.path)
-    encoder = Encoder(tokenizer, _embedding_rows(parent), template)
     vocabulary = max(tokenizer.get_vocab().values()) + 1
-    facts = _write(encoder, vocabulary, config, context)
+    with Encoder(tokenizer, _embedding_rows(parent), template) as encoder:
+        facts = _write(encoder, vocabulary, config, context)
     if template is not None and not encoder.used_chat_template:
         context.warn(f"{_named(config)} holds no conversations: `chat_template` was of no use")
     elif template is not None:
@@ -132,13 +141,17 @@ def _streams(config: Config, seed: int, encoder: "Encoder") -> "tuple[list[Strea
         parts, repeat = [whole], False
 
     def encoded(part: Part) -> Stream:
-        return Stream(part.name, part.weight, lambda passes, num: encoder.encode(part.read(passes, num), num))
+        share = part.weight / sum(each.weight for each in parts)
+        return Stream(
+            part.name, part.weight, lambda passes, num: encoder.encode(part.read(passes, num), num, share)
+        )
 
     return [encoded(part) for part in parts], repeat
 
 
 def _write(encoder: "Encoder", vocabulary: int, config: Config, context: Context) -> dict[str, JsonValue]:
     """Write everything but ``tokens.json`` and return what that says."""
+    from compress.data.encoding_pool import useful_processes
     from compress.data.interleave import interleave
     from compress.data.packing import Packing
     from compress.data.tokens import id_dtype
@@ -148,12 +161,16 @@ def _write(encoder: "Encoder", vocabulary: int, config: Config, context: Context
     length, dtype = config.sequence_length, id_dtype(vocabulary)
     with Packing(context, length, dtype, config.wanted_rows, len(streams), encoder.row_start) as work:
         encoder.used_chat_template |= work.used_chat_template
-        writer = work.writer
+        writer, reported, shared = work.writer, work.writer.num_tokens, False
         for document in interleave(streams, repeat, work.places) if not work.is_done else ():
             writer.write(document)
-            if writer.num_documents % REPORT_EVERY == 0:
+            if writer.num_documents % REPORT_EVERY == 0 or writer.num_tokens - reported >= REPORT_TOKENS:
+                reported = writer.num_tokens
                 work.report(wanted_tokens)
                 work.save_if_due(encoder.used_chat_template)
+                if not shared and work.takes_long(wanted_tokens):
+                    shared = True
+                    encoder.use_processes(useful_processes(), context.warn)
             if wanted_tokens and writer.num_tokens >= wanted_tokens:
                 break
         work.save_at_end(encoder.used_chat_template)

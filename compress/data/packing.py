@@ -14,6 +14,10 @@ from compress.records import Record
 SAVED = "packed.json"
 SAVE_SECONDS = 30.0
 """Between two times that rows are put on disk for good."""
+WAITED_SECONDS = 4.0
+"""After which it is known how fast tokens come; where not how many, as much again is expected."""
+LONG_SECONDS = 10.0
+"""Of work that is left: what is gained by sharing it out is more than what beginning to takes."""
 
 
 class Progress(Record):
@@ -56,11 +60,24 @@ class Packing:
     ) -> None:
         self.writer.__exit__(kind, error, trace)
 
+    def takes_long(self, wanted_tokens: int) -> bool:
+        """Return whether so much is left that more processes should do it; `wanted_tokens` is 0 for all there are."""
+        waited = time.monotonic() - self._started
+        if not wanted_tokens or waited < WAITED_SECONDS:
+            return waited >= LONG_SECONDS
+        return (wanted_tokens - self.writer.num_tokens) / self._rate >= LONG_SECONDS
+
+    @property
+    def _rate(self) -> float:
+        """Tokens a second since this process began."""
+        num_tokens = self.writer.num_tokens - self._started_at
+        return max(1, num_tokens) / max(1e-9, time.monotonic() - self._started)
+
     def report(self, wanted_tokens: int) -> None:
         """Tell how many tokens there are, of how many, and how fast they come."""
         num_tokens = self.writer.num_tokens
-        rate = (num_tokens - self._started_at) / max(1e-9, time.monotonic() - self._started)
-        self._context.progress(num_tokens, max(num_tokens, wanted_tokens), "tokens", tokens_per_second=rate)
+        total = max(num_tokens, wanted_tokens)
+        self._context.progress(num_tokens, total, "tokens", tokens_per_second=self._rate)
 
     def save_if_due(self, used_chat_template: bool) -> None:
         """Save now and then; save and leave where the run is to stop."""

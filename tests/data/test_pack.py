@@ -289,3 +289,12 @@ def test_a_repeated_mixture_needs_a_number(byte_tokenizer, context):
     settings = {"parts": [{"source": "demo"}, {"source": "demo"}]}
     with pytest.raises(InputError, match="'mixture' never ends: give `samples` or `tokens`"):
         packed_by(byte_tokenizer, context, source="mixture", settings=settings, sequence_length=8)
+
+
+def test_much_text_is_expected_to_be_shared_among_the_cores():
+    little, much = (
+        pack.estimate(None, pack.Config(source="demo", sequence_length=8, tokens=n), {}).serial_seconds
+        for n in (10**6, 10**9)
+    )
+    assert little == pytest.approx(pack.START_SECONDS + 0.5, rel=0.05)
+    assert 100 < much < 1000 * (little - pack.START_SECONDS) / 2
