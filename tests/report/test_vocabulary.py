@@ -28,7 +28,7 @@ def test_the_share_that_was_compared_stands_beneath_the_divergence():
     student = student_of(run)
     cells = cells_of(with_step(run, student.name, measurements=covered(student, 0.93)), student.name)
     for column in ("KL divergence", "Same top token"):
-        assert "at 93.0% of positions" in [plain(note.text) for note in cells[column].notes]
+        assert "at 93.0 % of positions" in [plain(note.text) for note in cells[column].notes]
     plain = cells_of(run, student.name)
     assert not any("positions" in note.text for note in plain["KL divergence"].notes)
 
@@ -40,7 +40,7 @@ def test_what_is_not_comparable_is_said_so():
     cells = cells_of(with_step(run, student.name, measurements=measurements), student.name)
     for column in ("KL divergence", "Same top token"):
         assert cells[column].main.text == "not comparable"
-        assert [plain(note.text) for note in cells[column].notes] == ["21.0% of positions read alike"]
+        assert [plain(note.text) for note in cells[column].notes] == ["21.0 % of positions read alike"]
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_a_large_vocabulary_that_no_step_shrinks_is_remarked_on(share, use, is_s
     run = with_step(with_step(run, original.name, facts=facts), student_of(run).name, use=use)
     said = [plain(finding.text) for finding in judge(run).findings if "vocabulary" in finding.text]
     assert len(said) == is_said
-    assert not is_said or "63.0% of the original's bytes are its vocabulary" in said[0]
+    assert not is_said or "63.0 % of the original's bytes are its vocabulary" in said[0]
