@@ -29,8 +29,8 @@ def test_the_share_that_was_compared_stands_beneath_the_divergence():
     cells = cells_of(with_step(run, student.name, measurements=covered(student, 0.93)), student.name)
     for column in ("KL divergence", "Same top token"):
         assert "at 93.0 % of positions" in [plain(note.text) for note in cells[column].notes]
-    plain = cells_of(run, student.name)
-    assert not any("positions" in note.text for note in plain["KL divergence"].notes)
+    without = cells_of(run, student.name)
+    assert not any("positions" in note.text for note in without["KL divergence"].notes)
 
 
 def test_what_is_not_comparable_is_said_so():
