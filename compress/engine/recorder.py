@@ -10,6 +10,7 @@ from compress.engine.children import child_record
 from compress.engine.rates import estimated_memory_bytes
 from compress.engine.store import Store
 from compress.pipeline.plan import Node, Plan
+from compress.pipeline.vocabulary import vocabulary_bytes
 from compress.records import Artifact, ChildRecord, Generation, Measurement, ModelRole, Record, StepRecord
 
 R = TypeVar("R", bound=Record)
@@ -39,6 +40,8 @@ class Recorder:
             *map(ChildRecord.model_validate, made.get("children", ())),
         )
         facts = dict(artifact.facts)
+        if node.role == "original":
+            facts["vocabulary_bytes"] = vocabulary_bytes(artifact.spec)
         measurements, generations = self._measured(node, artifacts)
         return StepRecord(
             name=node.name,

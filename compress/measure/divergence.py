@@ -2,11 +2,12 @@
 
 `context.inputs`: ``text`` (a tokens artifact made with the original's tokenizer) and ``original``. The
 original itself has perplexity only. A model with another tokenizer has no divergence: the text is tokenized
-anew for it and the figure that compares is bits per byte. A model with a pruned vocabulary is compared with the
-original in every sequence up to the first token their tokenizers cut otherwise, over the tokens it has: the
-original's distribution is normalized among them, and the probability it gave to others is noted. Bits per byte are
-of all sequences, cut as the model's own tokenizer does. An encoder predicts no next token: it has divergence alone, of
-its predictions at every position.
+anew for it and the figure that compares is bits per byte. A model with a pruned vocabulary reads the text in its own
+cut, and is compared with the original at every position at which both have read the same text, over the tokens it has:
+the original's distribution is normalized among them, and the probability it gave to others is noted. How much of the
+text that covers stands beside the figure; below half of it there is none. Bits per byte are of all sequences, cut as
+the model's own tokenizer does. An encoder predicts no next token: it has divergence alone, of its predictions at every
+position.
 """
 
 from typing import TYPE_CHECKING
@@ -20,13 +21,15 @@ from compress.records import Artifact, Measurement, Work
 from compress.speed import seconds_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from compress.backends.interface import Backend
     from compress.measure.segmentation import Reading
+    from compress.meters.aligned import Divergences
     from compress.meters.divergence import Estimate, TextScores
 
-VERSION = 2
+VERSION = 3
+
+LEAST_COVERAGE = 0.5
+"""Below this share of a text's positions a figure of those compared is no figure of the text."""
 
 SUPPOSED_ROWS = 1000
 """Rows, where neither the data nor the settings say how many."""
@@ -67,7 +70,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     """Return `perplexity`, `bits_per_byte`; against an original `kl_divergence`, `kl_p99`, `same_top_token`.
 
     An encoder has the last three only. A model whose vocabulary was pruned has `same_segmentation` instead of a
-    perplexity. Raises `DoesNotFit` when original and artifact cannot be open together.
+    perplexity, and `kl_coverage`: alone where that is too small for the three. Raises `DoesNotFit` when original and
+    artifact cannot be open together.
     """
     from compress.backends.interface import Encoder
     from compress.backends.opening import open_artifact
@@ -90,19 +94,23 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     if comparable:
         reading = as_it_is(rows_ST, size)
     elif original_ids is not None:
-        reading = by_both(rows_ST, tokenizer, own_tokenizer, original_ids, longest, size)
+        is_encoder = isinstance(student, Encoder)
+        reading = by_both(rows_ST, tokenizer, own_tokenizer, original_ids, longest, size, is_encoder)
     else:
         context.warn("its tokenizer is not the original's: divergence is undefined, compare bits per byte")
         reading = anew(rows_ST, tokenizer, own_tokenizer, longest, size)
     compared, read = _score(student, teacher, reading, original_ids, context)
-    if isinstance(student, Encoder):
-        return _against_original(compared, "token, which the models see,") if compared else []
-    measured = [_perplexity(read.perplexity)] if comparable else []
-    measured.append(_bits_per_byte(read, reading.num_bytes(own_tokenizer)))
+    measured: list[Measurement] = []
+    if not isinstance(student, Encoder):
+        measured += [_perplexity(read.perplexity)] if comparable else []
+        measured.append(_bits_per_byte(read, reading.num_bytes(own_tokenizer)))
     if original_ids is not None:
-        measured.append(_same_segmentation(reading, rows_ST))
+        measured += [_same_segmentation(reading), _coverage(reading)]
+    if compared is None or reading.num_compared < LEAST_COVERAGE * reading.num_predicted:
+        return measured
+    token = "token, which the models see," if isinstance(student, Encoder) else "next token"
     apart = teacher is not None and teacher.on_cuda != student.on_cuda
-    return measured + (_against_original(compared, apart=apart) if compared else [])
+    return measured + _against_original(compared, token, apart)
 
 
 def _score(
@@ -111,36 +119,37 @@ def _score(
     reading: "Reading",
     original_ids: list[int] | None,
     context: Context,
-) -> "tuple[TextScores | None, TextScores]":
-    """Return the scores of what both models read alike, beside the original's, and those of the whole text."""
+) -> "tuple[Divergences | None, TextScores]":
+    """Return the divergence wherever both models have read the same, and the scores of the whole text."""
     import torch
 
+    from compress.meters.aligned import Divergences, joined, joined_texts, score_recut
     from compress.meters.divergence import TextScores, score_text
 
     done = 0
 
     def on_batch(num_sequences: int) -> None:
-        context.progress(done + num_sequences, reading.num_rows, "sequences")
+        context.progress(done + num_sequences, reading.num_sequences, "sequences")
         if context.stopping:
             context.stop()
 
     ids_V = None if original_ids is None else torch.tensor(original_ids[: student.vocabulary])
-    alike = [*reading.whole, *reading.beginnings]
-    compared = score_text(student, alike, teacher, on_batch, ids_V, context.warn) if alike else None
-    done = sum(len(ids_BT) for ids_BT, _ in alike)
-    apart = (
-        score_text(student, reading.apart, None, on_batch, on_halved=context.warn) if reading.apart else None
-    )
-    nats, sequence = [], []
-    if compared is not None:
-        is_whole_N = compared.sequence < reading.num_whole
-        nats, sequence = [compared.nats[is_whole_N]], [compared.sequence[is_whole_N]]
-    if apart is not None:
-        nats, sequence = [*nats, apart.nats], [*sequence, apart.sequence + reading.num_whole]
-    read = TextScores(torch.cat(nats), torch.cat(sequence))
+    texts: list[TextScores] = []
+    compared: list[Divergences | None] = []
+    for batches, beside in ((reading.whole, teacher), (reading.apart, None)):
+        if batches:
+            scores = score_text(student, batches, beside, on_batch, ids_V, context.warn)
+            texts.append(scores)
+            compared.append(Divergences.of(scores))
+            done += sum(len(ids_BT) for ids_BT, _ in batches)
+    if reading.recut and teacher is not None and ids_V is not None:
+        scores, divergences = score_recut(student, teacher, reading.recut, ids_V, on_batch, context.warn)
+        texts.append(scores)
+        compared.append(divergences)
+    read = joined_texts(texts)
     if not torch.isfinite(read.nats).all():
         raise StepFailed("its logits are not finite numbers: it cannot be measured")
-    return compared, read
+    return joined([each for each in compared if each is not None]), read
 
 
 def _open_original(original: Artifact, artifact: Artifact, context: Context) -> "Backend":
@@ -186,27 +195,41 @@ def _bits_per_byte(scores: "TextScores", num_bytes: int) -> Measurement:
     )
 
 
-def _same_segmentation(reading: "Reading", rows_ST: "Tensor") -> Measurement:
-    num_tokens = rows_ST[:, 1:].numel()
+def _same_segmentation(reading: "Reading") -> Measurement:
     return Measurement(
         name="same_segmentation",
-        value=reading.num_compared / num_tokens,
+        value=reading.num_same_tokens / reading.num_predicted,
         unit="share",
         higher_is_better=True,
-        n=num_tokens,
-        note="tokens before the first one cut otherwise: divergence is of these; "
-        f"{reading.num_whole} of {len(rows_ST)} sequences are cut alike to the end",
+        n=reading.num_predicted,
+        note="tokens before the first one of their sequence that is cut otherwise; "
+        f"{reading.num_whole} of {reading.num_sequences} sequences are cut alike to the end",
     )
 
 
-def _against_original(
-    scores: "TextScores", token: str = "next token", apart: bool = False
-) -> list[Measurement]:
+def _coverage(reading: "Reading") -> Measurement:
+    share = reading.num_compared / reading.num_predicted
+    same_tokens = reading.num_same_tokens / reading.num_predicted
+    note = (
+        f"positions at which both have read the same text, at {100 * same_tokens:.3g}% in the same tokens, at the "
+        "others each in its own cut"
+    )
+    if share < LEAST_COVERAGE:
+        note += f"; not comparable: divergence needs {100 * LEAST_COVERAGE:g}%"
+    return Measurement(
+        name="kl_coverage",
+        value=share,
+        unit="share",
+        higher_is_better=True,
+        n=reading.num_predicted,
+        note=note,
+    )
+
+
+def _against_original(scores: "Divergences", token: str, apart: bool) -> list[Measurement]:
     from compress.meters.divergence import clustered_mean
     from compress.meters.timing import percentile
 
-    if scores.kl is None or scores.same_top is None:
-        return []
     kl = clustered_mean(scores.kl, scores.sequence)
     top = clustered_mean(scores.same_top, scores.sequence)
     worst = f"largest {float(scores.kl.max()):.3g}"
@@ -238,7 +261,7 @@ def _against_original(
     ]
 
 
-def _lost(scores: "TextScores") -> str:
+def _lost(scores: "Divergences") -> str:
     if scores.kept_mass is None:
         return ""
     share = 1 - float(scores.kept_mass.double().mean())

@@ -126,7 +126,7 @@ def chunk_positions(num_sequences: int, models: Sequence[Backend]) -> int:
     return max(within, *(model.fewest_positions for model in models))
 
 
-def _piece_positions(num_sequences: int, models: Sequence[Backend]) -> int:
+def piece_positions(num_sequences: int, models: Sequence[Backend]) -> int:
     """Return how many positions of a chunk are compared at once."""
     on_cuda = all(model.on_cuda for model in models)
     elements = CUDA_CHUNK_ELEMENTS // CUDA_PIECES if on_cuda else CHUNK_ELEMENTS
@@ -175,7 +175,7 @@ def _score_batch(
         stop = min(start + logits[0].shape[1], ids_BT.shape[1] - 1)
         if stop <= start:
             break
-        piece = _piece_positions(len(ids_BT), models)
+        piece = piece_positions(len(ids_BT), models)
         for at in range(start, stop, piece):
             end = min(at + piece, stop)
             here = [logits_BCV[:, at - start : end - start] for logits_BCV in logits]
@@ -186,30 +186,30 @@ def _score_batch(
 
 
 def _score_chunk(logits: list[Tensor], targets_BC: Tensor, teacher_ids: Tensor | None) -> list[Tensor]:
-    """Return nats ``[B, C]`` of the first model, then what `_compare` says of it and the second, on the CPU."""
+    """Return nats ``[B, C]`` of the first model, then what `compare` says of it and the second, on the CPU."""
     own_BCV, *others = (logits_BCV.float() for logits_BCV in logits)
     theirs_BCV, kept_mass = None, list[Tensor]()
     if others:
         theirs_BCV = others[0].to(own_BCV.device)
         if teacher_ids is not None:
-            theirs_BCV, kept_mass_BC = _among(theirs_BCV, teacher_ids.to(theirs_BCV.device))
+            theirs_BCV, kept_mass_BC = among(theirs_BCV, teacher_ids.to(theirs_BCV.device))
             kept_mass = [kept_mass_BC]
         vocabulary = min(own_BCV.shape[-1], theirs_BCV.shape[-1])
         own_BCV, theirs_BCV = own_BCV[..., :vocabulary], theirs_BCV[..., :vocabulary]
     log_q_BCV = own_BCV.log_softmax(-1)
-    compared = [] if theirs_BCV is None else _compare(theirs_BCV.log_softmax(-1), log_q_BCV)
+    compared = [] if theirs_BCV is None else compare(theirs_BCV.log_softmax(-1), log_q_BCV)
     targets_BC1 = targets_BC.to(log_q_BCV.device)[..., None]
     nats_BC = -log_q_BCV.gather(-1, targets_BC1)[..., 0]
     return [figure_BC.cpu() for figure_BC in (nats_BC, *compared, *kept_mass)]
 
 
-def _among(logits_BCV: Tensor, ids_K: Tensor) -> tuple[Tensor, Tensor]:
+def among(logits_BCV: Tensor, ids_K: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits of some ids ``[B, C, K]`` and the probability of all of them together ``[B, C]``."""
     chosen_BCK = logits_BCV[..., ids_K]
     return chosen_BCK, (chosen_BCK.logsumexp(-1) - logits_BCV.logsumexp(-1)).exp().clamp(max=1.0)
 
 
-def _compare(log_p_BCV: Tensor, log_q_BCV: Tensor) -> list[Tensor]:
+def compare(log_p_BCV: Tensor, log_q_BCV: Tensor) -> list[Tensor]:
     """Return KL(p‖q) in nats and whether both have their maximum at the same id, ``[B, C]`` each."""
     kl_BC = (log_p_BCV.exp() * (log_p_BCV - log_q_BCV)).sum(-1)
     # Rounding alone can leave a hair below zero.

@@ -1,18 +1,31 @@
 """Token ids outside ``tokenizer.json``: where the settings of a model and its tokenizer name them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Settings = dict[str, Any]
 """What ``config.json``, ``generation_config.json`` or ``tokenizer_config.json`` holds."""
 
+MODEL_SETTINGS = ("config.json", "generation_config.json")
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
+
 SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")
 """Lists of tokens that are never generated: those that are gone need no mention."""
 
-NAMING = ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder")
+ROLES = ("additional_special_tokens", "extra_special_tokens")
+"""Settings of a tokenizer that give several tokens a role."""
+
+NAMING = (*ROLES, "added_tokens_decoder")
 """Settings of a tokenizer that hold several tokens."""
+
+
+def read_settings(folder: Path, name: str) -> Settings:
+    """Return what a file of settings holds, nothing where there is none."""
+    path = folder / name
+    settings: Settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return settings
 
 
 def special_ids(settings: Settings) -> set[int]:
@@ -29,10 +42,9 @@ def special_ids(settings: Settings) -> set[int]:
 def end_ids(folder: Path) -> set[int]:
     """Return every id that ends what a model writes, as ``generation_config.json`` and ``config.json`` list them."""
     found: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        if (path := folder / name).exists():
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-            found |= {index for index in _listed(value) if _is_id(index)}
+    for name in MODEL_SETTINGS:
+        value = read_settings(folder, name).get("eos_token_id")
+        found |= {index for index in _listed(value) if _is_id(index)}
     return found
 
 
@@ -61,25 +73,46 @@ def renumbered(settings: Settings, new_ids: Mapping[int, int]) -> Settings:
 
 def named_tokens(tokenizer_settings: Settings) -> set[str]:
     """Return the tokens ``tokenizer_config.json`` names: ``bos_token``, additional special tokens, added ones."""
-    return set(_named(tokenizer_settings))
+    return set(_named(tokenizer_settings, NAMING))
 
 
-def renumbered_tokenizer(tokenizer_settings: Settings, new_ids: Mapping[int, int]) -> Settings:
-    """Return ``tokenizer_config.json`` with the ids of its added tokens renumbered, those without a row as they are."""
+def role_tokens(tokenizer_settings: Settings) -> set[str]:
+    """Return the tokens ``tokenizer_config.json`` gives a role: `named_tokens` without those it only lists as added."""
+    return set(_named(tokenizer_settings, ROLES))
+
+
+def texts(settings: Any) -> Iterator[str]:
+    """Yield every text in settings, however deep: a token may be named in a stop string or a chat template."""
+    if isinstance(settings, str):
+        yield settings
+    elif isinstance(settings, (dict, list)):
+        for value in settings.values() if isinstance(settings, dict) else settings:
+            yield from texts(value)
+
+
+def renumbered_tokenizer(
+    tokenizer_settings: Settings, new_ids: Mapping[int, int], dropped: Container[int] = ()
+) -> Settings:
+    """Return ``tokenizer_config.json`` with the ids of its added tokens renumbered, those without a row as they are.
+
+    The added tokens of the `dropped` ids are left out.
+    """
     added = tokenizer_settings.get("added_tokens_decoder")
     if not isinstance(added, dict):
         return tokenizer_settings
     return {
         **tokenizer_settings,
         "added_tokens_decoder": {
-            str(new_ids.get(int(index), index)): token for index, token in added.items()
+            str(new_ids.get(int(index), index)): token
+            for index, token in added.items()
+            if int(index) not in dropped
         },
     }
 
 
-def _named(settings: Settings) -> Iterator[str]:
+def _named(settings: Settings, naming: tuple[str, ...]) -> Iterator[str]:
     for key, value in settings.items():
-        if key.endswith("_token") or key in NAMING:
+        if key.endswith("_token") or key in naming:
             several = isinstance(value, dict) and "content" not in value
             yield from filter(None, map(_text, value.values() if several else _listed(value)))
 

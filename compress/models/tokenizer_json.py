@@ -14,7 +14,7 @@ fallback) need stays, so no text becomes unreadable that was readable.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,26 @@ def token_ids(content: Content) -> dict[str, int]:
     return _model_ids(content["model"]) | added
 
 
-def always_kept(content: Content) -> set[int]:
-    """Return the ids no rewriting may lose: added tokens, those the file names, and what any text can fall back on."""
+def special_added(content: Content) -> dict[str, int]:
+    """Return the ids of the added tokens that are marked as special."""
+    return {
+        token["content"]: token["id"] for token in content.get("added_tokens") or () if token.get("special")
+    }
+
+
+def always_kept(content: Content, placeholders: Container[int] = ()) -> set[int]:
+    """Return the ids no rewriting may lose: added tokens, those the file names, and what any text can fall back on.
+
+    An added token of `placeholders` is lost unless the file names it elsewhere.
+    """
     found: list[int] = []
 
     def note(token: int) -> int:
         found.append(token)
         return token
 
-    _with_ids(content, note)
+    added = [token for token in content.get("added_tokens") or () if token["id"] not in placeholders]
+    _with_ids({**content, "added_tokens": added}, note)
     ids = token_ids(content)
     model = content["model"]
     found += [ids[model["unk_token"]]] if model.get("unk_token") in ids else []
@@ -98,7 +109,8 @@ def parts(content: Content) -> Parts:
 
 def without_dropped(content: Content, new_ids: Mapping[int, int]) -> Content:
     """Return the file with only the tokens in `new_ids` (old id -> new id, in the same order), renumbered."""
-    content = _with_ids(content, new_ids.__getitem__)
+    added = [token for token in content.get("added_tokens") or () if token["id"] in new_ids]
+    content = _with_ids({**content, "added_tokens": added}, new_ids.__getitem__)
     model = dict(content["model"])
     vocab = model["vocab"]
     if isinstance(vocab, list):

@@ -4,22 +4,32 @@ from collections.abc import Container, Iterator
 
 from compress import plugins
 from compress.pipeline.plan import Node, Plan
+from compress.pipeline.vocabulary import vocabulary_remark
 from compress.plugins import Planned
 
 
 def advice(plan: Plan, done: Container[str]) -> list[str]:
-    """Return the lines that the modules of steps not yet done have to say; `done` holds the keys of the others."""
+    """Return the lines that the modules of steps not yet done have to say, and one on a large vocabulary left as it is.
+
+    `done` holds the keys of the steps that are done.
+    """
     kinds: dict[str, list[Planned]] = {}
     for node in plan.models:
         if node.given is None and node.key not in done:
             kinds.setdefault(node.use, []).append(_planned(node, plan))
     modules = {use: plugins.internal(use) for use in kinds}
-    return [
+    said = [
         line
         for use, module in modules.items()
         if hasattr(module, "advise")
         for line in module.advise(kinds[use])
     ]
+    return [*said, *(_of_vocabulary(plan) if kinds else [])]
+
+
+def _of_vocabulary(plan: Plan) -> list[str]:
+    specs = [node.spec for node in plan.models if node.role == "original" and node.spec is not None]
+    return [line for spec in specs for line in vocabulary_remark(spec, {node.use for node in plan.models})]
 
 
 def _planned(node: Node, plan: Plan) -> Planned:

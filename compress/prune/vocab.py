@@ -6,7 +6,7 @@ of the tokens that stay are the parent's. ``token_map.json`` in the result says 
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -19,7 +19,7 @@ from compress.prune.target import TOLERANCE, Budget, parse_budget
 from compress.quantities import format_count
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 REWRITES_TOKENIZER = True
@@ -80,6 +80,9 @@ class Config(StepConfig):
     """What the number of tokens is a multiple of. Default: 64, less for vocabularies below 4096."""
     keep: tuple[str, ...] = ()
     """Tokens or texts to keep whatever the corpus says; of a text, all tokens it is cut into."""
+    keep_special: Literal["used", "all"] = "used"
+    """Which special tokens stay. ``used``: those that the corpus, the chat template or the settings of model and
+    tokenizer name; placeholders like ``<unused7>``, which nothing uses, go first. ``all``: every one."""
 
 
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
@@ -130,8 +133,8 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     if after.vocab == before.vocab:
         copy_unchanged(parent.path, context.folder)
         return Outcome(spec=read_spec(context.folder), facts={"tokens": before.vocab, "dropped_tokens": 0})
-    vocabulary = read_vocabulary(parent.path, before.vocab, config.keep)
     counts = count_tokens(context.inputs["corpus"].path, before.vocab, context)
+    vocabulary = read_vocabulary(parent.path, counts, config.keep, config.keep_special == "all")
     kept = choose(counts, vocabulary, after.vocab, config.min_count)
     write_without_dropped(parent.path, context, before, after, kept)
     used, stays = sum(counts), sum(counts[index] for index in kept)

@@ -19,11 +19,11 @@ class Vocabulary:
     """What a choice depends on beside the counts."""
 
     tokens: frozenset[int]
-    """Ids that have a token. The others are padding, and go first."""
+    """Ids that have a token which something may use. The others, padding and placeholders, go first."""
     parts: Parts
     """What each token is built from."""
     required: frozenset[int]
-    """Ids that stay: special tokens, and what any text can fall back on."""
+    """Ids that stay: special tokens in use, and what any text can fall back on."""
 
 
 def choose(

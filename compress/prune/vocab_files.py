@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,21 @@ from compress.models.layout import Layout
 from compress.models.pruning_map import copy_map
 from compress.models.shards import INDEX, Shards, read_shards, write_shards
 from compress.models.spec import check_tokenizer, copy_tokenizer
-from compress.models.special_ids import named_tokens, renumbered, renumbered_tokenizer, special_ids
+from compress.models.special_ids import (
+    MODEL_SETTINGS,
+    TOKENIZER_SETTINGS,
+    named_tokens,
+    read_settings,
+    renumbered,
+    renumbered_tokenizer,
+    special_ids,
+)
 from compress.models.token_map import mapped_ids, write_kept
 from compress.plugins import Context
+from compress.prune.placeholders import placeholders
 from compress.prune.vocab_choice import Vocabulary
 from compress.records import TensorSpec
 
-MODEL_SETTINGS = ("config.json", "generation_config.json")
-TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 ADDED = "added_tokens.json"
 WITHOUT_IDS = ("special_tokens_map.json", "chat_template*")
 """The tokenizer's files that stay as they are."""
@@ -36,21 +43,28 @@ COUNTED_AT_ONCE = 2**22
 """Tokens: 32 MiB of ids."""
 
 
-def read_vocabulary(folder: Path, num_ids: int, keep: Sequence[str]) -> Vocabulary:
+def read_vocabulary(
+    folder: Path, counts: Sequence[int], keep: Sequence[str], all_special: bool = False
+) -> Vocabulary:
     """Return what must stay of a folder's tokenizer, and what each token is built from.
 
-    Raises `InputError` without a ``tokenizer.json``, for one that does not fit, and for one of an unknown kind.
+    counts: the corpus' uses of every id of the model. Special tokens that nothing uses count as padding unless
+    `all_special` are to stay. Raises `InputError` without a ``tokenizer.json``, for one that does not fit, and for one
+    of an unknown kind.
     """
+    num_ids = len(counts)
     check_tokenizer(folder, num_ids)
     content = tokenizer_json.read(folder)
     ids = tokenizer_json.token_ids(content)
-    required = tokenizer_json.always_kept(content) | _kept_texts(folder, ids, keep)
+    unused = set[int]() if all_special else placeholders(folder, content, counts)
+    required = tokenizer_json.always_kept(content, unused) | _kept_texts(folder, ids, keep)
     for name in MODEL_SETTINGS:
-        required |= {index for index in special_ids(_settings(folder, name)) if index < num_ids}
-    named = {token for name in TOKENIZER_SETTINGS for token in named_tokens(_settings(folder, name))}
-    required |= {ids[token] for token in named if token in ids}
-    required |= {index for index in _added_ids(folder) if index < num_ids}
-    return Vocabulary(frozenset(ids.values()), tokenizer_json.parts(content), frozenset(required))
+        required |= {index for index in special_ids(read_settings(folder, name)) if index < num_ids}
+    named = {token for name in TOKENIZER_SETTINGS for token in named_tokens(read_settings(folder, name))}
+    required |= {ids[token] for token in named if token in ids and ids[token] not in unused}
+    required |= {index for index in _added_ids(folder) if index < num_ids and index not in unused}
+    tokens = frozenset(ids.values()) - (unused - required)
+    return Vocabulary(tokens, tokenizer_json.parts(content), frozenset(required))
 
 
 def count_tokens(corpus: Path, num_ids: int, context: Context) -> list[int]:
@@ -96,11 +110,11 @@ def write_without_dropped(
     _write_weights(source, context.folder, before, after, torch.tensor(kept))
     for name, settings in (
         ("config.json", after.config),
-        (MODEL_SETTINGS[1], _settings(source, MODEL_SETTINGS[1])),
+        (MODEL_SETTINGS[1], read_settings(source, MODEL_SETTINGS[1])),
     ):
         if (source / name).is_file():
             _write(context.folder / name, renumbered(settings, new_ids))
-    _write_tokenizer(source, context.folder, new_ids)
+    _write_tokenizer(source, context.folder, new_ids, set(range(before.vocab)) - set(kept))
     write_kept(source, context.folder, kept)
     copy_map(source, context.folder)
     if old := sorted({file.name for pattern in OLD_FORMS for file in source.glob(pattern)}):
@@ -139,15 +153,16 @@ def _write_weights(source: Path, target: Path, before: Layout, after: Layout, ke
         write_shards(target, shards, load)
 
 
-def _write_tokenizer(source: Path, target: Path, new_ids: dict[int, int]) -> None:
+def _write_tokenizer(source: Path, target: Path, new_ids: dict[int, int], dropped: Set[int]) -> None:
     content = tokenizer_json.without_dropped(tokenizer_json.read(source), new_ids)
     _write(target / tokenizer_json.FILE, content)
     if (source / TOKENIZER_SETTINGS[0]).is_file():
-        settings = renumbered_tokenizer(_settings(source, TOKENIZER_SETTINGS[0]), new_ids)
+        settings = renumbered_tokenizer(read_settings(source, TOKENIZER_SETTINGS[0]), new_ids, dropped)
         _write(target / TOKENIZER_SETTINGS[0], settings)
     if (source / ADDED).is_file():
-        added = _settings(source, ADDED).items()
-        _write(target / ADDED, {token: new_ids.get(old, old) for token, old in added})
+        added = read_settings(source, ADDED).items()
+        stay = {token: new_ids.get(old, old) for token, old in added if old not in dropped}
+        _write(target / ADDED, stay)
     for pattern in WITHOUT_IDS:
         for file in sorted(source.glob(pattern)):
             if file.is_file():
@@ -167,14 +182,8 @@ def _kept_texts(folder: Path, ids: dict[str, int], keep: Sequence[str]) -> set[i
 
 def _added_ids(folder: Path) -> set[int]:
     """Return the ids that the tokenizer's other files give to added tokens."""
-    added = _settings(folder, TOKENIZER_SETTINGS[0]).get("added_tokens_decoder") or {}
-    return {*map(int, added), *_settings(folder, ADDED).values()}
-
-
-def _settings(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return settings
+    added = read_settings(folder, TOKENIZER_SETTINGS[0]).get("added_tokens_decoder") or {}
+    return {*map(int, added), *read_settings(folder, ADDED).values()}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ the difference or ratio of two.
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from compress.records import RunRecord, StepRecord
+from compress.records import Measurement, RunRecord, StepRecord
 from compress.report import figures, units
 from compress.report.cells import (
     MISSING,
@@ -116,8 +116,20 @@ def _result(run: RunRecord, step: StepRecord) -> Iterator[Cell]:
     yield REFERENCE if is_reference else _change_from_parent(run, step)
     for name in ("kl_divergence", "same_top_token"):
         found = figures.find(step, name)
-        yield REFERENCE if is_reference and found is None else measured(found, interval=False)
+        yield REFERENCE if is_reference and found is None else _compared(step, found)
     yield measured(figures.find(step, "perplexity"))
+
+
+def _compared(step: StepRecord, found: Measurement | None) -> Cell:
+    """Return a figure of what two models read alike, with the share that is where their cuts of the text differ."""
+    coverage = figures.find(step, "kl_coverage")
+    if coverage is None:
+        return measured(found, interval=False)
+    share = units.share(coverage.value)
+    if found is None:
+        note = Text(f"{share} of positions read alike", (coverage.value,))
+        return Cell(Text("not comparable", tone="missing"), (note,))
+    return measured(found, Text(f"at {share} of positions", (coverage.value,)), interval=False)
 
 
 def _change(step: StepRecord) -> Cell:

@@ -20,6 +20,13 @@ GATE_UNITS = {"accuracy": "share", "kl_divergence": "nats/token"}
 """What a gate counts, by how its name ends."""
 
 
+LARGE_VOCABULARY = 1 / 3
+"""Share of a model's bytes from which on its vocabulary is worth a word."""
+
+SHRINKS = "prune.vocab"
+"""The step that drops tokens."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The top of the report: one headline, the student it is about, the sentences under it."""
@@ -38,7 +45,8 @@ def judge(run: RunRecord) -> Verdict:
     if best and not run.rehearsal:
         findings += [*_rivals(run, best), *_guessing(run, best), *speed.doubt(run, best), *_choice(run, best)]
         findings += [finding for step in run.steps for finding in did_not_help(step)]
-    return Verdict(tone, headline, best, (*findings, *_sizes(run), *_warnings(run), *_effort(run)))
+    findings += [*_sizes(run), *_vocabulary(run), *_warnings(run), *_effort(run)]
+    return Verdict(tone, headline, best, tuple(findings))
 
 
 def best_student(run: RunRecord) -> StepRecord | None:
@@ -226,6 +234,18 @@ def _sizes(run: RunRecord) -> Iterator[Finding]:
     wrong = [step.name for step in run.steps if step.predicted != step.realized and not step.is_about]
     if wrong:
         yield Finding("warn", f"The size predicted by the plan was not the size made: {', '.join(wrong)}.")
+
+
+def _vocabulary(run: RunRecord) -> Iterator[Finding]:
+    """Say where much of the original is its vocabulary, and no step shrank that."""
+    original = figures.original(run)
+    num_bytes = original.facts.get("vocabulary_bytes") if original else None
+    if original is None or not isinstance(num_bytes, int) or any(step.use == SHRINKS for step in run.steps):
+        return
+    share = num_bytes / max(1, original.realized.weight_bytes)
+    if share > LARGE_VOCABULARY and len(run.steps) > 1:
+        text = f"{units.share(share)} of the original's bytes are its vocabulary, which no step shrinks"
+        yield Finding("plain", f"{text}: {SHRINKS} drops the tokens that a corpus hardly uses.")
 
 
 def _effort(run: RunRecord) -> Iterator[Finding]:

@@ -46,10 +46,10 @@ def corpus(folder: Path, tokenizer_of: Path, texts=tuple(TEXTS[:100])) -> Artifa
     return Artifact(key="corpus", kind="tokens", path=folder)
 
 
-def pruned(start: Artifact, folder: Path, **settings):
-    """Run the step; return its outcome, its settings and its context."""
+def pruned(start: Artifact, folder: Path, texts=tuple(TEXTS[:100]), **settings):
+    """Run the step on a corpus of `texts`; return its outcome, its settings and its context."""
     config = vocab.Config(**settings)
-    context = FakeContext(folder, inputs={"corpus": corpus(folder.with_name("corpus"), start.path)})
+    context = FakeContext(folder, inputs={"corpus": corpus(folder.with_name("corpus"), start.path, texts)})
     return vocab.run(start, config, context), config, context
 
 

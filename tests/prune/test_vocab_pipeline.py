@@ -74,7 +74,10 @@ def test_a_pruned_vocabulary_recovers_and_is_measured_in_its_own_ids(pipeline, t
     for name in ("fewer", "recover", "again", "more"):
         assert {"bits_per_byte", "same_segmentation", "mean_accuracy"} <= set(figures[name])
         assert "perplexity" not in figures[name]
-    assert figures["fewer"]["kl_divergence"].value < 1e-6 < figures["recover"]["kl_divergence"].value
+    for name in ("fewer", "recover", "again", "more"):
+        # Of nearly all of the text, not of the little before the first token cut otherwise.
+        assert figures[name]["kl_coverage"].value > 0.8 > figures[name]["same_segmentation"].value
+        assert figures[name]["kl_divergence"].value > 0.0
     assert "same_segmentation" not in figures["other"] and "perplexity" in figures["other"]
     folder = Store(tmp_path / "home").get(record.step("more").key).path
     kept, tokenizer = read_kept(folder), load_tokenizer(folder)
