@@ -8,13 +8,16 @@ from compress.plugins import Planned
 
 
 def advice(plan: Plan, done: Container[str]) -> list[str]:
-    """Return the lines that the modules of steps not yet done have to say; `done` holds the keys of the others."""
+    """Return what planning noticed, and the lines that the modules of steps not yet done have to say.
+
+    `done` holds the keys of the others.
+    """
     kinds: dict[str, list[Planned]] = {}
     for node in plan.models:
         if node.given is None and node.key not in done:
             kinds.setdefault(node.use, []).append(_planned(node, plan))
     modules = {use: plugins.internal(use) for use in kinds}
-    return [
+    return [*plan.remarks] + [
         line
         for use, module in modules.items()
         if hasattr(module, "advise")

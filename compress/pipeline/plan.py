@@ -36,6 +36,10 @@ class Node(Record):
     """Whether `spec` is a guess: a shape on the way here is decided by measuring."""
     ingredients: dict[str, JsonValue] = Field(default_factory=dict)
     given: Artifact | None = None
+    rival_of: tuple[str, ...] = ()
+    """The candidates that this baseline is the original of, in their runtime: made by the same steps, uncompressed."""
+    is_link: bool = False
+    """Whether it is a step before the last of a baseline of several steps: not shown by itself."""
 
     @property
     def edges(self) -> tuple[str, ...]:
@@ -73,6 +77,8 @@ class Plan(Record):
     assumed: tuple[str, ...] = ()
     """What was not looked up on the hub, in words. A plan that assumes anything is shown and never run: no key of what
     depends on it is that of a result."""
+    remarks: tuple[str, ...] = ()
+    """What planning noticed and a reader should know, a line each."""
     goals: frozenset[str] = frozenset()
     """Nodes that are wanted for themselves, beside models and measurements: data to be made beforehand."""
 
@@ -153,6 +159,9 @@ class Plan(Record):
         return tuple(n for n in self.nodes if n.name in reached)
 
     def _prepared(self, node: Node) -> Iterator[str]:
+        if node.parent is not None and (before := self[node.parent]).is_link:
+            yield before.name
+            yield from self._prepared(before)
         for given in (self[name] for name in node.inputs.values()):
             if given.role == "internal" and given.parent in node.edges:
                 yield given.name
