@@ -57,6 +57,7 @@ class Recorder:
             predicted=(node.spec or artifact.spec).size,
             realized=artifact.spec.size,
             is_about=node.is_about,
+            rival_of=node.rival_of,
             estimated_seconds=_sum_if_known([m.get("estimated_seconds") for m in manifests]),
             estimated_peak_memory_bytes=max(
                 (bytes for n in (node, *prepared) if (bytes := estimated_memory_bytes(n))), default=None
