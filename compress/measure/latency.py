@@ -92,7 +92,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     Beside the original also `time_per_output_token_ratio`, this model's by the original's, with its 95 % interval, of
     three or more rounds compared one by one, and beside a rival `time_per_output_token_to_rival`. An encoder has
     `time_per_pass` and `prefill_tokens_per_second`. Values are medians; p90 and threads stand in the note and every
-    sample in ``samples.json``. Tokens a second count the whole batch. Raises `InputError` when the profile is longer than the model reads.
+    sample in ``samples.json``. Tokens a second count the whole batch. Raises `InputError` when the profile is longer
+    than the model reads.
     """
     import torch
 
@@ -114,15 +115,15 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     with machine_lock(), ExitStack() as opened:
         lenders = _lenders(list(models.values()), config, options, opened, runtimes)
         rested: list[bool] = []
-        samples = alternate(
-            lenders, shapes(config), config.repeats, on_round, lambda: rested.append(rest())
-        )
+        samples = alternate(lenders, shapes(config), config.repeats, on_round, lambda: rested.append(rest()))
         launched = [_launching(*each, options) for each in zip(lenders, samples, strict=True)]
     named = dict(zip(models, samples, strict=True))
     _write_samples(named, context)
     _warn_if_launch_bound(launched, context)
     if not all(rested):
-        context.warn("something in this process never came to rest while models were timed: they may be told too slow")
+        context.warn(
+            "something in this process never came to rest while models were timed: they may be told too slow"
+        )
     return [
         m.model_copy(update={"runtime": runtimes[artifact.key]})
         for shape in shapes(config)

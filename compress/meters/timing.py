@@ -4,10 +4,10 @@ Machines drift (clocks, neighbours), so models are timed in alternation, A B A B
 samples are kept. Output length is fixed and end-of-sequence ignored, or a model that stops early would look
 fast.
 
-Runtimes keep their threads spinning for a while after an answer, for the next one to begin at once: ONNX Runtime for tens
-of milliseconds, which took the processors from whoever came next (2.2 times as long for a first token of PyTorch's on two
-cores). Forbidding it would slow the runtime itself down (1.5 to 2 times), so every turn begins when the one before has
-come to rest, and with an answer that is not timed: each model as if it were alone.
+Runtimes keep their threads spinning for a while after an answer, for the next one to begin at once: ONNX Runtime for
+tens of milliseconds, which took the processors from whoever came next (2.2 times as long for a first token of PyTorch's
+on two cores). Forbidding it would slow the runtime itself down (1.5 to 2 times), so every turn begins when the one
+before has come to rest, and with an answer that is not timed: each model as if it were alone.
 """
 
 import fcntl

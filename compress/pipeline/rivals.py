@@ -22,8 +22,8 @@ FLOAT = "hf"
 def add_rivals(builder: "Builder") -> None:
     """Add a baseline ``original_in_NAME`` for each candidate whose file some steps make, unless one is just that.
 
-    Candidates are noted with their baseline (`Node.rival_of`). Where the steps do not fit the original, that is noted in
-    `builder.remarks` instead.
+    Candidates are noted with their baseline (`Node.rival_of`). Where the steps do not fit the original, that is noted
+    in `builder.remarks` instead.
     """
     if not builder.pipeline.same_runtime_baselines:
         return
@@ -68,7 +68,7 @@ def _on_the_original(steps: tuple[StepEntry, ...], name: str, leaf: StepEntry) -
 
 
 def _free_name(name: str, pipeline: Pipeline) -> str:
-    taken = {each.name for each in (*pipeline.steps, *pipeline.baselines)}
+    taken = {step.name for step in pipeline.steps} | {baseline.name for baseline in pipeline.baselines}
     while name in taken:
         name += "_"
     return name

@@ -165,7 +165,9 @@ class _Reader:
             return None if step is None else Baseline(name=step.name, steps=(step,))
         rest = {key: value for key, value in entry.items() if key != "name"}
         if not {"path", "id", "config"} & rest.keys():
-            self.complain(path, "a baseline needs a checkpoint ('id' or 'path') or a step ('use', or 'steps')")
+            self.complain(
+                path, "a baseline needs a checkpoint ('id' or 'path') or a step ('use', or 'steps')"
+            )
             return None
         source = self.validate(ModelSource, rest, path, "a baseline that is a checkpoint", ["name"])
         return None if source is None else Baseline(name=str(entry.get("name")), source=source)

@@ -64,7 +64,9 @@ def test_the_time_of_a_chains_steps_is_part_of_the_baselines(plan):
 
 
 def test_a_step_of_a_chain_that_does_not_fit_is_refused_at_its_place(plan):
-    with pytest.raises(InputError, match=r"p\.yaml:\d+:\d+: step 'rival': export.onnx needs hf or packed, but"):
+    with pytest.raises(
+        InputError, match=r"p\.yaml:\d+:\d+: step 'rival': export.onnx needs hf or packed, but"
+    ):
         plan(more="baselines: [{name: rival, steps: [{use: export.onnx}, {use: export.onnx}]}]\n")
 
 
@@ -142,7 +144,9 @@ def test_the_schema_knows_chains(tmp_path):
         (tmp_path / "a.yaml").write_text(PIPELINE + STEPS + text)
         return accepts(schema, read_source(tmp_path / "a.yaml").data, schema)
 
-    assert fits(CHAIN) and fits(CHAIN.replace("name: rival", "name: rival, measure: [latency], from: original"))
+    assert fits(CHAIN) and fits(
+        CHAIN.replace("name: rival", "name: rival, measure: [latency], from: original")
+    )
     for wrong in ("bitz: 4", "name: x, bits: 4", "from: original"):
         assert not fits(CHAIN.replace("bits: 4", wrong))
     assert not fits("baselines: [{name: rival, steps: []}]\n")
