@@ -17,7 +17,7 @@ def gains(run: RunRecord, step: StepRecord, rival: StepRecord) -> str:
 
 
 def rival_in_words(run: RunRecord, rival: StepRecord) -> str:
-    """Return what it is, and where it runs unless in the original's runtime: ``the original at 4 bits in ONNX Runtime``."""
+    """Return ``the original at 4 bits in ONNX Runtime``; the runtime is named where it is not the original's."""
     bits = _bits(run, rival)
     name = figures.runtime(rival) if figures.is_elsewhere(run, rival) else None
     return "the original" + (f" at {bits} bits" if bits else "") + (f" in {name}" if name else "")
