@@ -45,7 +45,7 @@ class Recorder:
             use=node.use,
             kind=node.kind,
             role=cast(ModelRole, node.role),
-            parent=node.parent if node.parent and self._plan[node.parent].is_model else None,
+            parent=self._plan.model_before(node),
             key=node.key,
             cached=cached,
             settings=node.config.model_dump(mode="json"),

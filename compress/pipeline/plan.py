@@ -107,6 +107,13 @@ class Plan(Record):
             earlier |= own
         return ()
 
+    def model_before(self, node: Node) -> str | None:
+        """The model that a node was made from, through the steps of a chain; None where it was made from none."""
+        before = node.parent
+        while before is not None and self[before].is_link:
+            before = self[before].parent
+        return before if before is not None and self[before].is_model else None
+
     def missing(self, is_there: Callable[[Node], bool]) -> tuple[Node, ...]:
         """What has to be done: models and measurements that are not there, and what those need and is not either."""
         missing: list[Node] = []

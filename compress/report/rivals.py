@@ -4,7 +4,8 @@ A student is called unbeaten only where no baseline is as accurate. One that is,
 reader has; one whose speed cannot be told from the student's is said to be just that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from compress.records import RunRecord, StepRecord
 from compress.report import figures, units
@@ -25,8 +26,26 @@ def findings(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
     as_accurate = [rival for rival in comparable if is_as_accurate(rival, best)]
     yield from (_finding(run, rival, best) for rival in as_accurate)
     if comparable and not as_accurate:
-        named = " or ".join(rival.name for rival in comparable)
-        yield Finding("good", f"No baseline ({named}) is as accurate as {best.name}.")
+        yield _none_as_accurate(comparable, best)
+
+
+def _none_as_accurate(rivals: Sequence[StepRecord], best: StepRecord) -> Finding:
+    """What is to be said where no baseline measured as accurate: good news only if no interval reaches the student's."""
+    undecided = [rival.name for rival in rivals if _end(rival, "high") >= _end(best, "low")]
+    if not undecided:
+        return Finding(
+            "good", f"No baseline ({' or '.join(r.name for r in rivals)}) is as accurate as {best.name}."
+        )
+    text = f"No baseline measured as accurate as {best.name}, but by their 95 % intervals {' and '.join(undecided)}"
+    return Finding("plain", f"{text} may be.")
+
+
+def _end(step: StepRecord, which: Literal["low", "high"]) -> float:
+    """Return an end of the interval of a step's accuracy, or the value where it has none."""
+    found = figures.accuracy(step)
+    assert found is not None
+    end = found.low if which == "low" else found.high
+    return found.value if end is None else end
 
 
 def is_as_accurate(rival: StepRecord, student: StepRecord) -> bool:

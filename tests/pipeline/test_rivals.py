@@ -46,6 +46,13 @@ def test_a_chain_is_measured_at_its_end_only(plan):
     }
 
 
+def test_a_chain_is_recorded_as_made_from_the_model_before_its_steps(plan):
+    made = plan(more=CHAIN)
+    assert made.model_before(made["rival"]) == "original"
+    assert made.model_before(made["edge"]) == "int4"
+    assert made.model_before(made["original"]) is None
+
+
 def test_what_a_chain_makes_has_the_key_of_the_same_steps_written_out(plan):
     baselines = f"baselines: [{{name: q, {INT4}}}, {{name: rival, use: export.onnx, from: q}}]\n"
     assert plan(more=CHAIN)["rival"].key == plan(more=baselines)["rival"].key

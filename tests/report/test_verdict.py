@@ -133,6 +133,13 @@ def test_baselines_that_are_less_accurate_are_named_as_losing():
     assert any(f.tone == "good" and f.text.startswith("No baseline") for f in verdict.findings)
 
 
+def test_no_tick_is_given_where_a_baselines_accuracy_may_be_the_students():
+    run = with_accuracy(with_accuracy(sample_run(), "original_int8", 0.8), "original_int4", 0.83)
+    verdict = judge(run)
+    assert "but by their 95 % intervals original_int4 may be." in words(run)
+    assert not any(f.tone == "good" for f in verdict.findings)
+
+
 def test_a_baseline_that_is_better_but_larger_and_slower_is_told_and_no_tick_is_given():
     run = sample_run()
     assert "original_int8 is at least as accurate as edge, but larger and 5.8x slower" in words(run)
