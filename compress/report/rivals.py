@@ -30,7 +30,7 @@ def findings(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
 
 
 def _none_as_accurate(rivals: Sequence[StepRecord], best: StepRecord) -> Finding:
-    """What is to be said where no baseline measured as accurate: good news only if no interval reaches the student's."""
+    """What to say where no baseline measured as accurate: good news only if no interval reaches the student's."""
     undecided = [rival.name for rival in rivals if _end(rival, "high") >= _end(best, "low")]
     if not undecided:
         return Finding(
