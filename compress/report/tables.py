@@ -198,6 +198,9 @@ def _speed(run: RunRecord, profile: figures.Labels, names: Iterable[str], step: 
             beside.append(("original", figures.to_original(run, step, name, profile)))
         if built_on is not None and built_on.role != "original":
             beside.append((built_on.name, figures.to_parent(run, step, name, profile)))
+        rival, ratio = figures.rival_in_runtime(run, step), figures.within(step, figures.TO_RIVAL, profile)
+        if name == figures.TIME_PER_TOKEN and rival and ratio:
+            beside.append((f"{rival.name}, in turns", ratio.value))
         notes = (
             Text(f"{units.ratio(value)} {whom}", (value,)) for whom, value in beside if value is not None
         )

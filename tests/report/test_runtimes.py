@@ -95,6 +95,13 @@ def test_the_runtime_stands_in_the_speed_table():
     )
 
 
+def test_the_table_gives_the_ratio_to_the_rival_that_was_timed_in_turns():
+    (table, *_) = speed(judged((0.5, 0.48, 0.52)), None)
+    times = {row.name: row.cells[table.columns.index("Time per output token")] for row in table.rows}
+    assert "0.50x original_in_edge, in turns" in [plain(note.text) for note in times["edge"].notes]
+    assert not any("in turns" in note.text for note in times["int4"].notes)
+
+
 @pytest.fixture
 def drifting():
     """The machine was three times as slow while int8 and the original beside it were timed."""
