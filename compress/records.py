@@ -168,6 +168,8 @@ class Measurement(Record):
     beside: dict[str, float] = Field(default_factory=dict)
     note: str | None = None
     """What a reader must know of it. `LAUNCH_BOUND` is said in it."""
+    runtime: str | None = None
+    """What computed, of a figure that depends on it: ``onnxruntime 1.23.0, cpu``."""
 
 
 class Generation(Record):
@@ -230,6 +232,8 @@ class StepRecord(Record):
     realized: Size
     is_about: bool = False
     """Whether `predicted` is a guess, because a shape on the way here was decided by measuring."""
+    rival_of: tuple[str, ...] = ()
+    """The students that this baseline is the original of, in their runtime: the same file made of it, uncompressed."""
     estimated_seconds: float | None = None
     estimated_peak_memory_bytes: int | None = None
     facts: dict[str, JsonValue] = Field(default_factory=dict)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from compress.engine.store import Store
 from compress.errors import InputError, nearest
-from compress.records import RunRecord, StepRecord
+from compress.records import Measurement, RunRecord, StepRecord
 
 HOW_TO_RUN = {
     "hf": """from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -106,7 +106,16 @@ def _scores(record: RunRecord, step: StepRecord) -> Iterator[str]:
         reference = originals.get((m.name, str(m.labels)), m.beside.get("original"))
         labels = " ".join(f"{key}={value}" for key, value in m.labels.items())
         beside = "" if reference is None else _number(reference)
-        yield f"| {m.name} {labels} | {_number(m.value)} | {beside} | {m.unit} | {m.n or ''} |"
+        yield f"| {m.name} {labels} | {_number(_paired(m, reference))} | {beside} | {m.unit} | {m.n or ''} |"
+
+
+def _paired(m: Measurement, reference: float | None) -> float:
+    """Return a figure, of one taken in turns with the original's their ratio times the original's own.
+
+    What was measured at different moments would contradict the ratios of the report.
+    """
+    taken = m.beside.get("original")
+    return m.value if not taken or reference is None else m.value / taken * reference
 
 
 def _number(value: float) -> str:

@@ -48,7 +48,7 @@ class Recorder:
             use=node.use,
             kind=node.kind,
             role=cast(ModelRole, node.role),
-            parent=node.parent if node.parent and self._plan[node.parent].is_model else None,
+            parent=self._plan.model_before(node),
             key=node.key,
             cached=cached,
             settings=node.config.model_dump(mode="json"),
@@ -60,6 +60,7 @@ class Recorder:
             predicted=(node.spec or artifact.spec).size,
             realized=artifact.spec.size,
             is_about=node.is_about,
+            rival_of=node.rival_of,
             estimated_seconds=_sum_if_known([m.get("estimated_seconds") for m in manifests]),
             estimated_peak_memory_bytes=max(
                 (bytes for n in (node, *prepared) if (bytes := estimated_memory_bytes(n))), default=None

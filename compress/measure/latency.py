@@ -1,10 +1,11 @@
 """How fast a model answers (an encoder: reads), beside the original in the same minutes of the same process.
 
-Both take turns, A B A B, under a machine-wide lock and with a fixed number of threads: absolute times belong
+They take turns, A B A B, under a machine-wide lock and with a fixed number of threads: absolute times belong
 to this machine on this day, the ratio survives. The original runs on the device of the model's own runtime: an ONNX
 export, made for processors, has it on the processor beside it. On a GPU tokens are decoded by CUDA graphs where a step
 can be recorded; notes say so, or why not, and which figures show a processor that launches too slowly.
-`context.inputs`: ``original`` (absent, or the artifact itself: alone).
+`context.inputs`: ``original`` (absent, or the artifact itself: alone) and, where there is one, ``rival``: the original
+made into a file of the same kind for the same runtime, so that what the runtime brings is told apart.
 """
 
 import json
@@ -29,11 +30,17 @@ if TYPE_CHECKING:
     from compress.meters.launching import Launching
     from compress.meters.timing import Lend, Sample, Shape
 
-VERSION = 3
+VERSION = 4
 
 SAMPLES = "samples.json"
 START_SECONDS = 1.0
 """To import the runtimes."""
+
+REST_SECONDS = 0.05
+"""Before each turn, until the threads of the model before have come to rest."""
+
+RATIOS = {"original": "time_per_output_token_ratio", "rival": "time_per_output_token_to_rival"}
+"""What a time is compared with, and what the ratio is called."""
 
 FEWEST_ROUNDS = 3
 """Two rounds agree by accident often enough that their interval says little."""
@@ -69,7 +76,10 @@ def estimate(measured: Measured, config: Config) -> Work:
 
 def _rounds(spec: ModelSpec, config: Config, new_tokens: int, recorded: bool) -> Work:
     """Return what a model's turns take. On a card a token's operations are recorded, and then started as one."""
-    work = opening(spec)
+    turns = Work(serial_seconds=REST_SECONDS).plus(
+        writing(spec, min(config.batch_sizes), min(config.prompt_tokens), min(2, new_tokens), recorded)
+    )
+    work = opening(spec).plus(turns.times(config.repeats))
     for batch, prompt in product(config.batch_sizes, config.prompt_tokens):
         answer = writing(spec, batch, prompt, new_tokens, recorded)
         work = work.plus(answer.times(config.repeats + config.warm_up))
@@ -80,18 +90,19 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     """Return `time_to_first_token`, `time_per_output_token`, `tokens_per_second` and the prefill's.
 
     Beside the original also `time_per_output_token_ratio`, this model's by the original's, with its 95 % interval, of
-    three or more rounds compared one by one. An encoder has `time_per_pass` and `prefill_tokens_per_second`. Values are
-    medians; p90 and threads stand in the note and every sample in ``samples.json``. Tokens a second count the whole
-    batch. Raises `InputError` when the profile is longer than the model reads.
+    three or more rounds compared one by one, and beside a rival `time_per_output_token_to_rival`. An encoder has
+    `time_per_pass` and `prefill_tokens_per_second`. Values are medians; p90 and threads stand in the note and every
+    sample in ``samples.json``. Tokens a second count the whole batch. Raises `InputError` when the profile is longer
+    than the model reads.
     """
     import torch
 
     from compress.backends.interface import OpenOptions
     from compress.backends.opening import device_of
-    from compress.meters.timing import alternate, machine_lock
+    from compress.meters.timing import alternate, machine_lock, rest
 
-    original = context.inputs.get("original", artifact)
-    models = [artifact] if original.key == artifact.key else [artifact, original]
+    models = _models(artifact, context)
+    runtimes: dict[str, str] = {}
     options = OpenOptions(
         device=device_of(artifact), num_threads=config.num_threads or torch.get_num_threads()
     )
@@ -102,17 +113,33 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
             context.stop()
 
     with machine_lock(), ExitStack() as opened:
-        lenders = _lenders(models, config, options, opened)
-        samples = alternate(lenders, shapes(config), config.repeats, on_round)
+        lenders = _lenders(list(models.values()), config, options, opened, runtimes)
+        rested: list[bool] = []
+        samples = alternate(lenders, shapes(config), config.repeats, on_round, lambda: rested.append(rest()))
         launched = [_launching(*each, options) for each in zip(lenders, samples, strict=True)]
-    _write_samples(samples, context)
+    named = dict(zip(models, samples, strict=True))
+    _write_samples(named, context)
     _warn_if_launch_bound(launched, context)
-    named = dict(zip(("this", "original"), samples, strict=False))
+    if not all(rested):
+        context.warn(
+            "something in this process never came to rest while models were timed: they may be told too slow"
+        )
     return [
-        m
+        m.model_copy(update={"runtime": runtimes[artifact.key]})
         for shape in shapes(config)
         for m in _measurements(shape, named, [by_shape[shape] for by_shape in launched], options)
     ]
+
+
+def _models(artifact: Artifact, context: Context) -> dict[str, Artifact]:
+    """Return what takes turns: ``this``, and beside it ``original`` and ``rival`` where they are other models."""
+    models, keys = {"this": artifact}, {artifact.key}
+    for name in ("original", "rival"):
+        other = context.inputs.get(name)
+        if other is not None and other.key not in keys:
+            models[name] = other
+            keys.add(other.key)
+    return models
 
 
 def shapes(config: Config) -> "list[Shape]":
@@ -126,14 +153,21 @@ def shapes(config: Config) -> "list[Shape]":
 
 
 def _lenders(
-    models: Sequence[Artifact], config: Config, options: "OpenOptions", opened: ExitStack
+    models: Sequence[Artifact],
+    config: Config,
+    options: "OpenOptions",
+    opened: ExitStack,
+    runtimes: dict[str, str],
 ) -> "list[Lend]":
-    """Return how each model is had for a turn: open all along where all fit, else opened for every turn."""
+    """Return how each model is had for a turn: open all along where all fit, else opened for every turn.
+
+    What computes is put into `runtimes`, by the model's key, when it is opened.
+    """
     from compress.meters.memory import fit_together
 
     if not fit_together(list(models), options.device):
-        return [partial(_warm, model, config, options) for model in models]
-    backends = [opened.enter_context(_warm(model, config, options)) for model in models]
+        return [partial(_warm, model, config, options, runtimes) for model in models]
+    backends = [opened.enter_context(_warm(model, config, options, runtimes)) for model in models]
     return [partial(_kept, backend) for backend in backends]
 
 
@@ -143,12 +177,15 @@ def _kept(backend: "Backend") -> "Iterator[Backend]":
 
 
 @contextmanager
-def _warm(artifact: Artifact, config: Config, options: "OpenOptions") -> "Iterator[Backend]":
+def _warm(
+    artifact: Artifact, config: Config, options: "OpenOptions", runtimes: dict[str, str]
+) -> "Iterator[Backend]":
     from compress.backends.interface import Encoder
     from compress.backends.opening import open_artifact
     from compress.meters.timing import time_answer
 
     with closing(open_artifact(artifact, options)) as backend:
+        runtimes[artifact.key] = backend.runtime
         reads = isinstance(backend, Encoder)
         longest = max(config.prompt_tokens) + (0 if reads else config.new_tokens)
         if longest > backend.num_positions:
@@ -196,8 +233,9 @@ def _measurements(
     from compress.meters.timing import percentile
     from compress.models.device import default_device
 
-    reading, writing = _notes([m.reading for m in launched]), _notes([m.writing for m in launched])
-    place = "; both on the processor" if len(samples) > 1 and options.device != default_device() else ""
+    reading = _notes({name: m.reading for name, m in zip(samples, launched, strict=True)})
+    writing = _notes({name: m.writing for name, m in zip(samples, launched, strict=True)})
+    place = "; all on the processor" if len(samples) > 1 and options.device != default_device() else ""
     labels: dict[str, str | int] = {"batch_size": shape.batch_size, "prompt_tokens": shape.prompt_tokens}
     own = samples["this"][shape]
     writes = own[0].new_tokens > 0
@@ -229,13 +267,13 @@ def _measurements(
     read = figure("prefill_tokens_per_second", "tokens/s", True, read_a_second, reading)
     if not writes:
         return [figure("time_per_pass", "ms", False, lambda s: s.total_ms, reading), read]
-    ratio = (
-        [_ratio(own, samples["original"][shape], labels, f"{place}{writing}")]
-        if "original" in samples and len(own) >= FEWEST_ROUNDS
-        else []
-    )
+    ratios = [
+        _ratio(RATIOS[other], own, taken[shape], labels, f"{place}{writing}")
+        for other, taken in samples.items()
+        if other in RATIOS and len(own) >= FEWEST_ROUNDS
+    ]
     return [
-        *ratio,
+        *ratios,
         figure("time_to_first_token", "ms", False, lambda s: s.first_token_ms, reading),
         figure("time_per_output_token", "ms", False, lambda s: s.per_token_ms, writing),
         figure("tokens_per_second", "tokens/s", True, written_a_second, writing),
@@ -243,20 +281,21 @@ def _measurements(
     ]
 
 
-def _notes(said: list[str]) -> str:
-    """Return the end of a note: what is said of this model and of the original, once where it is the same."""
-    own, *others = said
-    parts = [own, *(f"the original: {other}" for other in others if other and other != own)]
+def _notes(said: dict[str, str]) -> str:
+    """Return the end of a note: what is said of this model and of the others, once where it is the same."""
+    own = said["this"]
+    others = {name: other for name, other in said.items() if other not in ("", own)}
+    parts = [own, *(f"the {name}: {other}" for name, other in others.items())]
     return "".join(f"; {part}" for part in parts if part)
 
 
 def _ratio(
-    own: "list[Sample]", original: "list[Sample]", labels: dict[str, str | int], launching: str
+    name: str, own: "list[Sample]", other: "list[Sample]", labels: dict[str, str | int], launching: str
 ) -> Measurement:
-    """Return the time per output token as a ratio to the original's, which took its turn in the same rounds."""
-    found = ratio_interval([s.per_token_ms for s in own], [s.per_token_ms for s in original])
+    """Return the time per output token as a ratio to another model's, which took its turn in the same rounds."""
+    found = ratio_interval([s.per_token_ms for s in own], [s.per_token_ms for s in other])
     return Measurement(
-        name="time_per_output_token_ratio",
+        name=name,
         value=found.value,
         unit="ratio",
         higher_is_better=False,
@@ -268,11 +307,11 @@ def _ratio(
     )
 
 
-def _write_samples(samples: "list[dict[Shape, list[Sample]]]", context: Context) -> None:
+def _write_samples(samples: "dict[str, dict[Shape, list[Sample]]]", context: Context) -> None:
     raw = [
         {"model": model, "batch_size": shape.batch_size, "prompt_tokens": shape.prompt_tokens}
         | {"first_token_ms": [s.first_token_ms for s in taken], "total_ms": [s.total_ms for s in taken]}
-        for model, by_shape in zip(("this", "original"), samples, strict=False)
+        for model, by_shape in samples.items()
         for shape, taken in by_shape.items()
     ]
     (context.folder / SAMPLES).write_text(json.dumps(raw, indent=1), encoding="utf-8")

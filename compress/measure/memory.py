@@ -17,7 +17,9 @@ from compress.records import Artifact, Measurement, Work
 if TYPE_CHECKING:
     from compress.meters.timing import Shape
 
-VERSION = 1
+VERSION = 2
+
+NOTES = {"peak_memory_growth": "over an empty process with the same imports; mapped weights counted"}
 
 START_SECONDS = 1.0
 """To import the runtime."""
@@ -46,7 +48,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     """Return `load_memory` after opening and `peak_memory` over everything, in bytes.
 
     On a CPU also `peak_anonymous_memory`: what remains when mapped files (the checkpoint) are left to the
-    kernel.
+    kernel; and `peak_memory_growth`: what the model and its runtime take beside an empty process with the same imports,
+    weights that are mapped counted.
     """
     from compress.meters.timing import Shape
 
@@ -59,9 +62,16 @@ def _measure_shape(artifact: Artifact, shape: "Shape", context: Context) -> list
     import torch
 
     from compress.backends.opening import open_artifact
-    from compress.meters.memory import AnonymousPeak, peak_resident_bytes, resident_bytes
+    from compress.meters.memory import (
+        AnonymousPeak,
+        EmptyProcess,
+        mapped_bytes,
+        peak_resident_bytes,
+        resident_bytes,
+    )
     from compress.meters.timing import time_answer
 
+    empty = None if torch.cuda.is_available() else EmptyProcess()  # a CUDA context cannot be forked
     with AnonymousPeak() as anonymous:
         backend = open_artifact(artifact)
         context.progress(1, 2, "stages")
@@ -76,8 +86,13 @@ def _measure_shape(artifact: Artifact, shape: "Shape", context: Context) -> list
         note = f"the whole process, imported libraries and mapped files included; {batch}"
         figures = {"load_memory": loaded, "peak_memory": peak_resident_bytes()}
         figures["peak_anonymous_memory"] = anonymous.bytes
+        mapped, imported = mapped_bytes(artifact.path), empty.anonymous_bytes() if empty else None
+        if imported is not None:
+            figures["peak_memory_growth"] = max(0, anonymous.bytes - imported) + mapped
     backend.close()
     return [
-        Measurement(name=name, value=value, unit="bytes", higher_is_better=False, n=1, note=note)
+        Measurement(
+            name=name, value=value, unit="bytes", higher_is_better=False, n=1, note=NOTES.get(name, note)
+        )
         for name, value in figures.items()
     ]

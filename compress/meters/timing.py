@@ -3,6 +3,11 @@
 Machines drift (clocks, neighbours), so models are timed in alternation, A B A B, and compared as ratios; raw
 samples are kept. Output length is fixed and end-of-sequence ignored, or a model that stops early would look
 fast.
+
+Runtimes keep their threads spinning for a while after an answer, for the next one to begin at once: ONNX Runtime for
+tens of milliseconds, which took the processors from whoever came next (2.2 times as long for a first token of PyTorch's
+on two cores). Forbidding it would slow the runtime itself down (1.5 to 2 times), so every turn begins when the one
+before has come to rest, and with an answer that is not timed: each model as if it were alone.
 """
 
 import fcntl
@@ -11,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,17 +77,45 @@ def time_answer(backend: Backend, shape: Shape) -> Sample:
     return Sample((first_token - started) * 1e3, (ended - started) * 1e3, shape.new_tokens)
 
 
+LONGEST_REST = 2.0
+"""Seconds after which a process that still computes is not waited for: something in it never rests."""
+_WATCHED = 0.01
+_AT_REST = 0.1
+"""Seconds of a processor that a process at rest takes in a second."""
+
+
+def rest() -> bool:
+    """Wait until nothing in this process computes, whatever runtime's thread it is; return whether that came.
+
+    Other processes do not count: what they take, they take from every model alike.
+    """
+    end = time.perf_counter() + LONGEST_REST
+    while time.perf_counter() < end:
+        started, computed = time.perf_counter(), time.process_time()
+        time.sleep(_WATCHED)
+        if time.process_time() - computed < _AT_REST * (time.perf_counter() - started):
+            return True
+    return False
+
+
 def alternate(
     lenders: Sequence[Lend],
     shapes: Sequence[Shape],
     repeats: int,
     on_round: Callable[[int], None] = lambda done: None,
+    before_turn: Callable[[], object] = rest,
 ) -> list[dict[Shape, list[Sample]]]:
-    """Return every sample of every model: in each of `repeats` rounds all models take their turn."""
+    """Return every sample of every model: in each of `repeats` rounds all models take their turn.
+
+    Before each turn `before_turn` is called; it begins with a short answer that is not kept, for threads and caches to
+    be as they are when a model runs alone.
+    """
     samples: list[dict[Shape, list[Sample]]] = [{shape: [] for shape in shapes} for _ in lenders]
     for done in range(1, repeats + 1):
         for lend, own in zip(lenders, samples, strict=True):
             with lend() as backend:
+                before_turn()
+                time_answer(backend, replace(shapes[0], new_tokens=2))
                 for shape in shapes:
                     own[shape].append(time_answer(backend, shape))
         on_round(done)

@@ -9,7 +9,7 @@ from compress.plugins import Planned
 
 
 def advice(plan: Plan, done: Container[str]) -> list[str]:
-    """Return the lines that the modules of steps not yet done have to say, and one on a large vocabulary left as it is.
+    """Return what planning noticed, what modules of steps not yet done have to say, and of a large vocabulary left so.
 
     `done` holds the keys of the steps that are done.
     """
@@ -24,7 +24,7 @@ def advice(plan: Plan, done: Container[str]) -> list[str]:
         if hasattr(module, "advise")
         for line in module.advise(kinds[use])
     ]
-    return [*said, *(_of_vocabulary(plan) if kinds else [])]
+    return [*plan.remarks, *said, *(_of_vocabulary(plan) if kinds else [])]
 
 
 def _of_vocabulary(plan: Plan) -> list[str]:

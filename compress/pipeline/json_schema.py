@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from compress import plugins
-from compress.pipeline.sections import DataShape, Document, ModelSource, StepEntry, StepShape
+from compress.pipeline.sections import ChainShape, DataShape, Document, ModelSource, StepEntry, StepShape
 
 Schema = dict[str, Any]
 
@@ -25,13 +25,14 @@ def pipeline_schema() -> Schema:
     sources = {name: plugins.load("data.sources", name) for name in plugins.available("data.sources")}
     definitions |= {f"step.{name}": _step(name, module) for name, module in steps.items()}
     definitions |= {f"source.{name}": _source(name, module) for name, module in sources.items()}
-    definitions["checkpoint"] = _checkpoint()
+    definitions |= {f"link.{name}": _link(name, module) for name, module in steps.items()}
+    definitions["checkpoint"], definitions["chain"] = _checkpoint(), _chain(list(steps))
     step = _choice("use", "step", list(steps), ["name", "use"])
     properties["steps"]["items"] = step
     properties["baselines"]["items"] = {
-        "if": {"required": ["use"]},
-        "then": step,
-        "else": {"$ref": "#/$defs/checkpoint"},
+        "if": {"required": ["steps"]},
+        "then": {"$ref": "#/$defs/chain"},
+        "else": {"if": {"required": ["use"]}, "then": step, "else": {"$ref": "#/$defs/checkpoint"}},
     }
     data = _choice("source", "source", list(sources), ["source", "sequence_length"])
     properties["data"]["additionalProperties"] = data
@@ -68,6 +69,23 @@ def _step(name: str, module: Any) -> Schema:
         **_plain(StepShape, f"step.{name}")["properties"],
     }
     return _closed(f"step.{name}", module, own, ["name", "use"])
+
+
+def _link(name: str, module: Any) -> Schema:
+    """Return the schema of a step of a chain: it has no name, and starts from the one before."""
+    about = _summary(module) or StepEntry.model_fields["use"].description
+    return _closed(f"link.{name}", module, {"use": {"const": name, "description": about}}, ["use"])
+
+
+def _chain(steps: Sequence[str]) -> Schema:
+    """Return the schema of a baseline of several steps."""
+    schema = _plain(ChainShape, "chain")
+    schema["properties"]["steps"]["items"] = _choice("use", "link", steps, ["use"])
+    schema["properties"] |= {
+        "name": {"type": "string", "description": "What the rival is called."},
+        "from": {"type": "string", "description": StepEntry.model_fields["parent"].description},
+    }
+    return {**schema, "required": ["name", "steps"]}
 
 
 def _source(name: str, module: Any) -> Schema:

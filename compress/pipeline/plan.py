@@ -36,6 +36,10 @@ class Node(Record):
     """Whether `spec` is a guess: a shape on the way here is decided by measuring."""
     ingredients: dict[str, JsonValue] = Field(default_factory=dict)
     given: Artifact | None = None
+    rival_of: tuple[str, ...] = ()
+    """The candidates that this baseline is the original of, in their runtime: made by the same steps, uncompressed."""
+    is_link: bool = False
+    """Whether it is a step before the last of a baseline of several steps: not shown by itself."""
 
     @property
     def edges(self) -> tuple[str, ...]:
@@ -73,6 +77,8 @@ class Plan(Record):
     assumed: tuple[str, ...] = ()
     """What was not looked up on the hub, in words. A plan that assumes anything is shown and never run: no key of what
     depends on it is that of a result."""
+    remarks: tuple[str, ...] = ()
+    """What planning noticed and a reader should know, a line each."""
     goals: frozenset[str] = frozenset()
     """Nodes that are wanted for themselves, beside models and measurements: data to be made beforehand."""
 
@@ -100,6 +106,13 @@ class Plan(Record):
                 return tuple(n for n in self.nodes if n.name in own - earlier)
             earlier |= own
         return ()
+
+    def model_before(self, node: Node) -> str | None:
+        """The model that a node was made from, through the steps of a chain; None where it was made from none."""
+        before = node.parent
+        while before is not None and self[before].is_link:
+            before = self[before].parent
+        return before if before is not None and self[before].is_model else None
 
     def missing(self, is_there: Callable[[Node], bool]) -> tuple[Node, ...]:
         """What has to be done: models and measurements that are not there, and what those need and is not either."""
@@ -153,6 +166,9 @@ class Plan(Record):
         return tuple(n for n in self.nodes if n.name in reached)
 
     def _prepared(self, node: Node) -> Iterator[str]:
+        if node.parent is not None and (before := self[node.parent]).is_link:
+            yield before.name
+            yield from self._prepared(before)
         for given in (self[name] for name in node.inputs.values()):
             if given.role == "internal" and given.parent in node.edges:
                 yield given.name

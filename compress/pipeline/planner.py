@@ -12,7 +12,7 @@ from compress import plugins
 from compress.digests import DigestMemo, canonical_digest, folder_content
 from compress.environment import hardware_fingerprint, package_versions
 from compress.errors import HubUnavailable, InputError
-from compress.pipeline import encoders, origin
+from compress.pipeline import encoders, origin, rivals
 from compress.pipeline.gated import check_gates_are_measured
 from compress.pipeline.keys import ingredients
 from compress.pipeline.plan import Node, Plan, Role
@@ -32,7 +32,12 @@ def make_plan(pipeline: Pipeline, memo: DigestMemo, rehearsal: bool = False, ass
     builder = Builder(pipeline, memo, rehearsal, assume)
     builder.build()
     assumed = tuple(dict.fromkeys(builder.assumed))
-    return Plan(nodes=tuple(builder.nodes.values()), rehearsal=rehearsal, assumed=assumed)
+    return Plan(
+        nodes=tuple(builder.nodes.values()),
+        rehearsal=rehearsal,
+        assumed=assumed,
+        remarks=tuple(builder.remarks),
+    )
 
 
 class _Placed(InputError):
@@ -48,6 +53,7 @@ class Builder:
         self.rehearsal = rehearsal
         self.assume = assume
         self.assumed: list[str] = []
+        self.remarks: list[str] = []
         self.nodes: dict[str, Node] = {}
         self.tokenizer = "original"
         """The node whose folder holds the tokenizer data is made with, until a step rewrites it."""
@@ -59,6 +65,7 @@ class Builder:
         self._measure("original")
         for baseline in self.pipeline.baselines:
             self._add_baseline(baseline)
+        rivals.add_rivals(self)
         for step in self.pipeline.steps:
             self._add_step(step, "student")
 
@@ -180,14 +187,38 @@ class Builder:
         return self._tokenizer_of(node.parent) if node.parent else self.tokenizer
 
     def _add_baseline(self, baseline: Baseline) -> None:
-        if baseline.step is not None:
-            self._add_step(baseline.step, "baseline")
+        if baseline.source is None:
+            self.add_baseline(baseline.steps)
             return
-        assert baseline.source is not None
         origin.add_checkpoint(self, baseline.name, "baseline", baseline.source)
         self._measure(baseline.name)
 
+    def add_baseline(self, steps: Sequence[StepEntry]) -> Node:
+        """Add a baseline made by steps, with its measurements, and return it."""
+        rival = self._make(self._after_links(steps), "baseline")
+        self._measure(rival.name, steps[-1].measure)
+        return rival
+
+    def same_model(self, steps: Sequence[StepEntry]) -> Node | None:
+        """Return the baseline, if there is one, that is just what the steps make."""
+        last = self._after_links(steps)
+        config = plugins.internal(last.use).rehearse(last.config) if self.rehearsal else last.config
+        inputs = self._inputs(plugins.step(last.use), config, last.parent)
+        return self._same(last.use, config, last.parent, inputs, ("baseline",))
+
+    def _after_links(self, steps: Sequence[StepEntry]) -> StepEntry:
+        """Return the last of some steps, with all before it added, but those that are there already."""
+        parent = steps[0].parent
+        for step in steps[:-1]:
+            parent = self._make(step.model_copy(update={"parent": parent}), "internal").name
+        return steps[-1].model_copy(update={"parent": parent})
+
     def _add_step(self, step: StepEntry, role: Role) -> None:
+        self._make(step, role)
+        self._measure(step.name, step.measure)
+
+    def _make(self, step: StepEntry, role: Role) -> Node:
+        """Add what a step makes and return it; inside a chain, what is there already and the same."""
         module: Any = plugins.step(step.use)
         parent = self.nodes[step.parent]
         if parent.kind not in module.ACCEPTS:
@@ -195,12 +226,24 @@ class Builder:
         config = module.rehearse(step.config) if self.rehearsal else step.config
         try:
             inputs = self._inputs(module, config, step.parent)
-            self.add(step.name, step.use, config, role, parent=step.parent, inputs=inputs)
+            if role == "internal" and (
+                same := self._same(step.use, config, step.parent, inputs, ("internal", "baseline"))
+            ):
+                return same
+            node = self.add(step.name, step.use, config, role, parent=step.parent, inputs=inputs)
         except _Placed:
             raise
         except InputError as error:
             raise InputError(f"{step.where}: step '{step.name}': {error}") from error
-        self._measure(step.name, step.measure)
+        self.nodes[node.name] = node.model_copy(update={"is_link": role == "internal"})
+        return self.nodes[node.name]
+
+    def _same(
+        self, use: str, config: StepConfig, parent: str, inputs: Mapping[str, str], roles: Sequence[Role]
+    ) -> Node | None:
+        """Return the node of those roles, if there is one, whose result these settings would make again."""
+        key = canonical_digest(self._ingredients(use, config, parent, inputs, self.pipeline.seed))
+        return next((node for node in self.nodes.values() if node.key == key and node.role in roles), None)
 
     def _inputs(self, module: Any, config: StepConfig, parent: str) -> dict[str, str]:
         """Return the nodes of everything a module is given beside its parent; add those not there yet."""
@@ -315,7 +358,9 @@ class Builder:
         if "divergence" in what:
             self._add_measurement(name, "divergence", evaluate, {**original, "text": text}, {})
         if "latency" in what:
-            self._add_measurement(name, "latency", profile, original, here)
+            rival = rivals.rival_of(name, self.nodes)
+            beside = {**original, "rival": rival} if rival else original
+            self._add_measurement(name, "latency", profile, beside, here)
         if "memory" in what:
             self._add_measurement(name, "memory", profile, {}, here)
 

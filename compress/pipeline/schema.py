@@ -21,6 +21,7 @@ from compress.pipeline.sections import (
     MEASUREMENTS,
     ORIGINAL,
     Baseline,
+    ChainShape,
     Cost,
     DataShape,
     DataSource,
@@ -55,6 +56,7 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _STEP_KEYS = ("name", "use", "from", "measure")
+_CHAIN_KEYS = ("name", "from")
 _DATA_KEYS = tuple(keys_of(DataShape))
 
 M = TypeVar("M", bound=BaseModel)
@@ -156,15 +158,45 @@ class _Reader:
                 yield name, DataSource(**dict(head), settings=settings)
 
     def baseline(self, entry: dict[str, Any], path: KeyPath) -> Baseline | None:
+        if "steps" in entry:
+            return self.chain(entry, path)
         if "use" in entry:
             step = self.step(entry, path, ORIGINAL)
-            return None if step is None else Baseline(name=step.name, step=step)
+            return None if step is None else Baseline(name=step.name, steps=(step,))
         rest = {key: value for key, value in entry.items() if key != "name"}
         if not {"path", "id", "config"} & rest.keys():
-            self.complain(path, "a baseline needs a checkpoint ('id' or 'path') or a step ('use')")
+            self.complain(
+                path, "a baseline needs a checkpoint ('id' or 'path') or a step ('use', or 'steps')"
+            )
             return None
         source = self.validate(ModelSource, rest, path, "a baseline that is a checkpoint", ["name"])
         return None if source is None else Baseline(name=str(entry.get("name")), source=source)
+
+    def chain(self, entry: dict[str, Any], path: KeyPath) -> Baseline | None:
+        """Return a baseline of several steps; those before the last are called after it and their place."""
+        own = {key: value for key, value in entry.items() if key not in _CHAIN_KEYS}
+        shape = self.validate(ChainShape, own, path, "a baseline of several steps", _CHAIN_KEYS)
+        name, parent = str(entry.get("name")), str(entry.get("from", ORIGINAL))
+        links = []
+        for index, link in _entries(entry, "steps"):
+            links.append(self.link(link, (*path, "steps", index), parent, f"{name}/{index + 1}"))
+            parent = f"{name}/{index + 1}"
+        if shape is None or not all(links):
+            return None
+        *before, last = filter(None, links)
+        last = last.model_copy(update={"name": name, "measure": shape.measure})
+        return Baseline(name=name, steps=(*before, last))
+
+    def link(self, entry: dict[str, Any], path: KeyPath, parent: str, name: str) -> StepEntry | None:
+        """Return one step of a chain: it has no keys beside `use` and its settings."""
+        use = self.plugin(entry, path, "use", plugins.step_names(), "a step")
+        if use is None:
+            return None
+        rest = {key: value for key, value in entry.items() if key != "use"}
+        config = self.validate(plugins.step(use).Config, rest, path, use, ("use",))
+        if config is None:
+            return None
+        return StepEntry(name=name, use=use, parent=parent, config=config, where=self.source.where(path))
 
     def step(self, entry: dict[str, Any], path: KeyPath, parent: str) -> StepEntry | None:
         use = self.plugin(entry, path, "use", plugins.step_names(), "a step")
@@ -245,16 +277,23 @@ class _Reader:
         earlier: dict[str, list[str]] = {"baselines": [ORIGINAL], "steps": [ORIGINAL]}
         for path, entry in self.models():
             section = str(path[0])
-            if "from" in entry and "use" in entry:
+            if "from" in entry and {"use", "steps"} & entry.keys():
                 self.check_model(entry["from"], (*path, "from"), earlier[section])
-            for field, to, value in _references(entry):
-                default = "" if field in entry else f" (the default of {entry['use']})"
-                if to == "data":
-                    self.check_data(value, (*path, field), data, default)
-                else:
-                    self.check_model(value, (*path, field), earlier[section])
+            for where, step in _with_links(path, entry):
+                self.check_settings(step, where, data, earlier[section])
             if isinstance(entry.get("name"), str):
                 earlier[section].append(entry["name"])
+
+    def check_settings(
+        self, entry: Mapping[str, Any], path: KeyPath, data: Sequence[str], earlier: Sequence[str]
+    ) -> None:
+        """Check what the settings of a step name."""
+        for field, to, value in _references(entry):
+            default = "" if field in entry else f" (the default of {entry['use']})"
+            if to == "data":
+                self.check_data(value, (*path, field), data, default)
+            else:
+                self.check_model(value, (*path, field), earlier)
 
     def check_data(self, name: object, path: KeyPath, known: Sequence[str], default: str = "") -> None:
         is_readable = isinstance(self.source.data.get("data", DEMO_DATA), dict)
@@ -297,6 +336,13 @@ def _entries(data: Mapping[str, Any], section: str) -> Iterator[tuple[int, dict[
     for index, entry in enumerate(entries if isinstance(entries, list) else []):
         if isinstance(entry, dict):
             yield index, entry
+
+
+def _with_links(path: KeyPath, entry: dict[str, Any]) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """Yield an entry and, of a baseline that is a chain, its steps, each with its place."""
+    yield path, entry
+    if path[0] == "baselines":
+        yield from (((*path, "steps", index), link) for index, link in _entries(entry, "steps"))
 
 
 def _references(entry: Mapping[str, Any]) -> Iterator[tuple[str, str, object]]:

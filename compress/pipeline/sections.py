@@ -255,15 +255,22 @@ class StepEntry(StepShape):
     """Place in the file, for messages."""
 
 
+class ChainShape(StepShape):
+    """A baseline of several steps: only what the last of them makes is measured and shown."""
+
+    steps: tuple[dict[str, Any], ...] = Field(min_length=1)
+    """What is done one after the other, each step on the result of the one before; none has a name of its own."""
+
+
 class Baseline(Section):
-    """A rival, measured and drawn like a student: another checkpoint, or a step applied to the original."""
+    """A rival, measured and drawn like a student: another checkpoint, or steps applied to the original."""
 
     name: str
     """What the rival is called."""
     source: ModelSource | None = None
     """The checkpoint, when it is one."""
-    step: StepEntry | None = None
-    """The step, when it is one."""
+    steps: tuple[StepEntry, ...] = ()
+    """Otherwise what it is made by, in order; the last one has the rival's name."""
 
 
 class Header(Section):
@@ -285,6 +292,9 @@ class Header(Section):
     """Limits every candidate must keep."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of everything random. The same file and seed give the same result."""
+    same_runtime_baselines: bool = True
+    """Whether the original, quantized and exported by the very steps that make a candidate's file, is measured too, so
+    that no runtime's speed is taken for the candidate's. Nothing is added where a baseline is just that."""
 
 
 class Document(Header):

@@ -104,7 +104,7 @@ def costs(run: RunRecord) -> tuple[Cost, ...]:
         return (size,)
 
     def time(step: StepRecord) -> float | None:
-        taken = figures.within(step, figures.TIME_PER_TOKEN, profile)
+        taken = figures.paired(run, step, figures.TIME_PER_TOKEN, profile)
         return taken.value if taken else None
 
     name = f"Time per output token ({figures.profile_name(profile)})"

@@ -11,6 +11,12 @@ TIME_PER_TOKEN = "time_per_output_token"
 TIME_RATIO = "time_per_output_token_ratio"
 """Of the model and the original, timed in turns: the 95 % interval is that of rounds compared one by one."""
 
+TO_RIVAL = "time_per_output_token_to_rival"
+"""The same of the model and the original in the model's own runtime."""
+
+RUNTIME_NAMES = {"onnxruntime": "ONNX Runtime"}
+"""How runtimes are spelled that spell themselves differently."""
+
 SPEED = (
     TIME_PER_TOKEN,
     "time_to_first_token",
@@ -48,6 +54,27 @@ def parent(run: RunRecord, step: StepRecord) -> StepRecord | None:
 def baselines(run: RunRecord) -> list[StepRecord]:
     """Return the rivals: what a user would take instead of a student."""
     return [step for step in run.steps if step.role == "baseline"]
+
+
+def rival_in_runtime(run: RunRecord, step: StepRecord) -> StepRecord | None:
+    """Return the original as a file of the same kind as a student: what is honestly compared with it."""
+    return next((each for each in run.steps if step.name in each.rival_of), None)
+
+
+def runtime(step: StepRecord) -> str | None:
+    """Return what computed a model's answers, without version: ``ONNX Runtime``; None where it was not recorded."""
+    said = next((m.runtime for m in step.measurements if m.runtime), None)
+    name = said.split()[0].rstrip(",") if said else None
+    return RUNTIME_NAMES.get(name, name) if name else None
+
+
+def is_elsewhere(run: RunRecord, step: StepRecord) -> bool:
+    """Return whether a model computes in another runtime than the original; by its kind in older records."""
+    reference = original(run)
+    if reference is None or step.name == reference.name:
+        return False
+    ours, theirs = runtime(step), runtime(reference)
+    return ours != theirs if ours and theirs else step.kind == "onnx"
 
 
 def accuracy(step: StepRecord) -> Measurement | None:
@@ -102,6 +129,23 @@ def to_original(run: RunRecord, step: StepRecord, name: str, labels: Labels) -> 
     return _divided(mine.value, theirs.value) if theirs else None
 
 
+def paired(run: RunRecord, step: StepRecord, name: str, labels: Labels) -> Measurement | None:
+    """Return a figure as it would be beside the original's own: its ratio to the original, timed in turns with it, of
+    the original's figure.
+
+    What was measured at different moments contradicts those ratios, on a machine with neighbours by factors. Where
+    nothing was taken beside it, or nothing is known of the original, it is the figure as it was measured.
+    """
+    mine, reference = within(step, name, labels), original(run)
+    theirs = within(reference, name, labels) if reference else None
+    if mine is None or theirs is None or "original" not in mine.beside:
+        return mine
+    relative = to_original(run, step, name, labels)
+    if relative is None:
+        return mine
+    return mine.model_copy(update={"value": relative * theirs.value, "low": None, "high": None})
+
+
 def to_parent(run: RunRecord, step: StepRecord, name: str, labels: Labels) -> float | None:
     """Return a figure divided by its parent's, through both ratios to the original."""
     built_on = parent(run, step)
@@ -130,6 +174,26 @@ def times_faster_interval(run: RunRecord, step: StepRecord) -> tuple[float, floa
     if ratio is None or not ratio.low or not ratio.high:
         return None
     return 1 / ratio.high, 1 / ratio.low
+
+
+def times_smaller_than(rival: StepRecord, step: StepRecord) -> float | None:
+    """Return how many times fewer bytes a step's files take than a rival's."""
+    return _divided(rival.disk_bytes, step.disk_bytes)
+
+
+def times_faster_than_rival(
+    run: RunRecord, step: StepRecord
+) -> tuple[float, tuple[float, float] | None] | None:
+    """Return how many times sooner a step writes a token than the original in its runtime, and the 95 % interval.
+
+    The two were timed in turns in one process. None where they were not.
+    """
+    smallest = next(iter(profiles(run)), None)
+    ratio = within(step, TO_RIVAL, smallest) if smallest is not None else None
+    if ratio is None or not ratio.value:
+        return None
+    ends = (1 / ratio.high, 1 / ratio.low) if ratio.low and ratio.high else None
+    return 1 / ratio.value, ends
 
 
 def _divided(value: float, by: float) -> float | None:

@@ -16,7 +16,17 @@ SAME = 1.1
 
 def claim(run: RunRecord, step: StepRecord) -> str | None:
     """Return ``5.2× faster``, ``1.25× slower`` or ``as fast``; ``None`` where none of these can be told."""
-    times, ends = figures.times_faster(run, step), figures.times_faster_interval(run, step)
+    return claimed(figures.times_faster(run, step), figures.times_faster_interval(run, step))
+
+
+def claim_to_rival(run: RunRecord, step: StepRecord) -> str | None:
+    """Return the same against the original in the step's own runtime, timed in turns with it."""
+    found = figures.times_faster_than_rival(run, step)
+    return claimed(*found) if found else None
+
+
+def claimed(times: float | None, ends: tuple[float, float] | None) -> str | None:
+    """Return what a factor and its interval bear out."""
     if times is None or ends is None:
         return None
     low, high = ends
@@ -27,15 +37,28 @@ def claim(run: RunRecord, step: StepRecord) -> str | None:
 
 def doubt(run: RunRecord, step: StepRecord) -> Iterator[Finding]:
     """Yield why nothing is claimed of a speed that was measured."""
-    times, ends = figures.times_faster(run, step), figures.times_faster_interval(run, step)
-    if times is None or claim(run, step):
+    to_rival, rival = figures.times_faster_than_rival(run, step), figures.rival_in_runtime(run, step)
+    if to_rival and rival:
+        (times, ends), other = to_rival, rival.name
+    elif figures.is_elsewhere(run, step):
+        return  # what can be said is in what runtimes bring
+    else:
+        known, ends, other = (
+            figures.times_faster(run, step),
+            figures.times_faster_interval(run, step),
+            "the original",
+        )
+        if known is None:
+            return
+        times = known
+    if claimed(times, ends):
         return
-    rounds = f"it was {in_words(times)} than the original in the median of {num_rounds(run, step)}"
+    rounds = f"it was {in_words(times)} than {other} in the median of {num_rounds(run, step)}"
     if ends is None:
         text = f"Nothing is claimed of the speed of {step.name}: {rounds}"
         yield Finding("plain", f"{text}, without an interval that would tell this from noise.")
     else:
-        text = f"The speed of {step.name} cannot be told from the original's"
+        text = f"The speed of {step.name} cannot be told from {'the original' if other == 'the original' else other}'s"
         yield Finding("plain", f"{text}: {rounds} (95 %: {interval_words(ends)} as fast).")
 
 

@@ -20,6 +20,7 @@ from compress.report.cells import (
     figure,
     measured,
     spread,
+    words,
 )
 from compress.report.charts import kind_of
 
@@ -36,13 +37,19 @@ RESULT_COLUMNS = (
 
 EFFORT_COLUMNS = ("Time", "Peak memory", "Parameters", "Weight bytes")
 
+SPEED_NOTE = (
+    "Speeds and prices are the original's own, times the ratio of the two models timed in turns: what is measured at "
+    "different moments does not compare. Memory is of each model's own process."
+)
+
 SPEED_COLUMNS = {
     "time_to_first_token": "Time to first token",
     "time_per_output_token": "Time per output token",
     "time_per_pass": "Time of a pass",
     "tokens_per_second": "Output speed",
     "prefill_tokens_per_second": "Prompt speed",
-    "peak_memory": "Peak memory",
+    "peak_memory_growth": "Memory of model and runtime",
+    "peak_memory": "Peak memory, Python and all",
     "load_memory": "Memory to load",
     "usd_per_million_input_tokens": "Price of 1 M input tokens",
     "usd_per_million_output_tokens": "Price of 1 M output tokens",
@@ -87,8 +94,8 @@ def speed(run: RunRecord, best: StepRecord | None) -> list[Table]:
         taken = {name for name in SPEED_COLUMNS for s in run.steps if figures.within(s, name, profile)}
         shown = [name for name in SPEED_COLUMNS if name in taken]
         rows = per_step(run.steps, best, partial(_speed, run, profile, shown))
-        headings = tuple(SPEED_COLUMNS[name] for name in shown)
-        found.append(Table(f"At {figures.profile_name(profile)}", headings, rows))
+        headings = ("Runtime", *(SPEED_COLUMNS[name] for name in shown))
+        found.append(Table(f"At {figures.profile_name(profile)}", headings, rows, SPEED_NOTE))
     return found
 
 
@@ -196,13 +203,17 @@ def _task_names(run: RunRecord) -> tuple[str, ...]:
 
 def _speed(run: RunRecord, profile: figures.Labels, names: Iterable[str], step: StepRecord) -> Iterator[Cell]:
     built_on = figures.parent(run, step)
+    yield words(figures.runtime(step) or units.NOT_MEASURED)
     for name in names:
         beside: list[tuple[str, float | None]] = []
         if step.role != "original":
             beside.append(("original", figures.to_original(run, step, name, profile)))
         if built_on is not None and built_on.role != "original":
             beside.append((built_on.name, figures.to_parent(run, step, name, profile)))
+        rival, ratio = figures.rival_in_runtime(run, step), figures.within(step, figures.TO_RIVAL, profile)
+        if name == figures.TIME_PER_TOKEN and rival and ratio:
+            beside.append((f"{rival.name}, in turns", ratio.value))
         notes = (
             Text(f"{units.ratio(value)} {whom}", (value,)) for whom, value in beside if value is not None
         )
-        yield measured(figures.within(step, name, profile), *notes)
+        yield measured(figures.paired(run, step, name, profile), *notes)

@@ -64,13 +64,22 @@ def _quality(step: StepRecord) -> str:
 
 def _speed(run: RunRecord, step: StepRecord) -> str:
     for profile in figures.profiles(run)[:1]:
-        if taken := figures.within(step, figures.TIME_PER_TOKEN, profile):
+        if taken := figures.paired(run, step, figures.TIME_PER_TOKEN, profile):
             faster = figures.times_faster(run, step)
             ends = figures.times_faster_interval(run, step)
             width = f" (95 %: {speed.interval_words(ends)})" if ends else " (may be noise: no interval)"
             beside = f", {units.ratio(faster)} the original's speed{width}" if faster is not None else ""
-            return f"{units.quantity(taken.value, taken.unit)} per output token{beside}"
+            return f"{units.quantity(taken.value, taken.unit)} per output token{beside}{_to_rival(run, step)}"
     return units.NOT_MEASURED
+
+
+def _to_rival(run: RunRecord, step: StepRecord) -> str:
+    """How fast it is beside the original in its own runtime, where that was measured."""
+    found, rival = figures.times_faster_than_rival(run, step), figures.rival_in_runtime(run, step)
+    if not found or not rival:
+        return ""
+    width = f" (95 %: {speed.interval_words(found[1])})" if found[1] else ""
+    return f", {units.ratio(found[0])} that of {rival.name}{width}"
 
 
 def _run_facts(run: RunRecord) -> dict[str, str]:

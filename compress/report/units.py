@@ -89,6 +89,13 @@ def ratio(value: float) -> str:
     return f"{value:.{decimals}f}{TIMES}"
 
 
+def compared(times: float, more: str, less: str, same: str) -> str:
+    """Return a factor in words; within 5 % it is called the same: more would be claimed than a run can show."""
+    if abs(times - 1) < 0.05:
+        return same
+    return f"{ratio(times)} {more}" if times > 1 else f"{ratio(1 / times)} {less}"
+
+
 def dollars(value: float) -> str:
     """Return an amount in US dollars, to the cent where that is precise enough: ``$3.50``, ``$0.0123``."""
     return f"${value:.2f}" if 0.1 <= value < 100 else f"${significant(value)}"

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from compress.records import GateResult, Measurement, RunRecord, StepRecord
-from compress.report import figures, speed, units
+from compress.report import doubts, figures, rivals, runtimes, speed, units
 from compress.report.finding import Finding, Tone
 from compress.report.looks import did_not_help
+from compress.report.rivals import beats_on_size
 
 TOLERANCE = 0.02
 """Without gates: how far below the most accurate leaf the chosen one may be, as a share."""
@@ -43,7 +44,8 @@ def judge(run: RunRecord) -> Verdict:
     tone, headline = _headline(run, best)
     findings = [*_state(run), *_launches(run), *_gates(run)]
     if best and not run.rehearsal:
-        findings += [*_rivals(run, best), *_guessing(run, best), *speed.doubt(run, best), *_choice(run, best)]
+        findings += [*doubts.other_model(best), *runtimes.findings(run, best), *rivals.findings(run, best)]
+        findings += [*_guessing(run, best), *speed.doubt(run, best), *_choice(run, best)]
         findings += [finding for step in run.steps for finding in did_not_help(step)]
     findings += [*_sizes(run), *_vocabulary(run), *_warnings(run), *_effort(run)]
     return Verdict(tone, headline, best, tuple(findings))
@@ -68,22 +70,18 @@ def passes(run: RunRecord, step: StepRecord) -> bool:
     return all(gate.passed for gate in run.gates if gate.step == step.name)
 
 
-def beats_on_size(rival: StepRecord, student: StepRecord) -> bool:
-    """Return whether a rival is at least as accurate as a student and takes no more bytes on disk."""
-    return _as_accurate(rival, student) and rival.disk_bytes <= student.disk_bytes
-
-
-def beats_on_speed(run: RunRecord, rival: StepRecord, student: StepRecord) -> bool:
-    """Return whether a rival is at least as accurate as a student and no slower per output token."""
-    theirs, ours = figures.times_faster(run, rival), figures.times_faster(run, student)
-    return _as_accurate(rival, student) and theirs is not None and ours is not None and theirs >= ours
-
-
 def trade(run: RunRecord, step: StepRecord) -> str:
-    """Return what a step gains and gives up: ``is 7.1× smaller, and loses 2.1 points of accuracy``."""
-    faster = speed.claim(run, step)
-    gains = " and ".join([*_size_words(run, step), *([faster] if faster else [])])
+    """Return what a step gains and gives up: ``is 7.1× smaller, and loses 2.1 points of accuracy``.
+
+    A step in a runtime of its own is compared with the original made into such a file; what a runtime brings alone is
+    no gain of the step's.
+    """
+    rival = figures.rival_in_runtime(run, step)
     cost = _quality_words(figures.accuracy_change(step))
+    if rival is not None:
+        return f"is {runtimes.gains(run, step, rival)}, {cost}"
+    faster = None if figures.is_elsewhere(run, step) else speed.claim(run, step)
+    gains = " and ".join([*_size_words(run, step), *([faster] if faster else [])])
     return f"is {gains}, {cost}" if gains else f"was compressed, {cost}"
 
 
@@ -104,7 +102,8 @@ def _headline(run: RunRecord, best: StepRecord | None) -> tuple[Tone, str]:
     beaten_by = [rival.name for rival in figures.baselines(run) if beats_on_size(rival, best)]
     if beaten_by:
         return "bad", f"The baseline {beaten_by[0]} beats the best student, {best.name}, at its own size"
-    return "plain", f"{best.name} {trade(run, best)}"
+    tone: Tone = "warn" if doubts.strays(best) else "plain"
+    return tone, f"{best.name} {trade(run, best)}"
 
 
 def _state(run: RunRecord) -> Iterator[Finding]:
@@ -166,43 +165,6 @@ def _gate_value(gate: str, value: float) -> str:
         return f"{units.significant(100 * value)} points"
     unit = next((unit for ending, unit in GATE_UNITS.items() if gate.endswith(ending)), "")
     return units.quantity(value, unit)
-
-
-def _rivals(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
-    rivals = figures.baselines(run)
-    comparable = [rival for rival in rivals if figures.accuracy(rival) and figures.accuracy(best)]
-    if not rivals:
-        text = "No baseline was measured, so nothing here shows whether a simpler way does as well."
-        yield Finding("plain", text)
-    elif not comparable:
-        yield Finding("plain", "Student and baselines cannot be compared: their quality was not measured.")
-    beating = [finding for rival in comparable for finding in _rival(run, rival, best)]
-    yield from beating
-    if comparable and not beating:
-        named = " or ".join(rival.name for rival in comparable)
-        yield Finding("good", f"No baseline ({named}) is as accurate as {best.name} at its size or speed.")
-
-
-def _rival(run: RunRecord, rival: StepRecord, best: StepRecord) -> Iterator[Finding]:
-    faster = beats_on_speed(run, rival, best)
-    if beats_on_size(rival, best):
-        also = " and no slower" if faster else ""
-        text = f"The baseline {rival.name} beats {best.name}: at least as accurate{also}, and no larger"
-        yield Finding("bad", f"{text} ({_pair(rival)} against {_pair(best)}).")
-    elif faster:
-        text = f"The baseline {rival.name} is at least as accurate as {best.name} and no slower, but larger"
-        yield Finding("warn", f"{text} ({_pair(rival)} against {_pair(best)}).")
-
-
-def _pair(step: StepRecord) -> str:
-    quality = figures.accuracy(step)
-    accuracy = units.share(quality.value) if quality else units.NOT_MEASURED
-    return f"{units.num_bytes(step.disk_bytes)}, {accuracy}"
-
-
-def _as_accurate(rival: StepRecord, student: StepRecord) -> bool:
-    theirs, ours = figures.accuracy(rival), figures.accuracy(student)
-    return theirs is not None and ours is not None and theirs.value >= ours.value
 
 
 def _guessing(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
@@ -269,14 +231,7 @@ def _effort(run: RunRecord) -> Iterator[Finding]:
 def _size_words(run: RunRecord, step: StepRecord) -> Iterator[str]:
     times = figures.times_smaller(run, step)
     if times is not None:
-        yield _compared(times, "smaller", "larger", "the same size")
-
-
-def _compared(times: float, more: str, less: str, same: str) -> str:
-    """Within 5 % is called the same: more would be claimed than such a run can show."""
-    if abs(times - 1) < 0.05:
-        return same
-    return f"{units.ratio(times)} {more}" if times > 1 else f"{units.ratio(1 / times)} {less}"
+        yield units.compared(times, "smaller", "larger", "the same size")
 
 
 def _quality_words(change: Measurement | None) -> str:

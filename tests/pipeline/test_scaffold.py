@@ -84,8 +84,8 @@ def test_the_quantized_steps_and_rivals_can_be_made_of_the_predicted_models(chec
         if step.use == "quantize.rtn":
             rtn.predict(student(pipeline, spec), step.config)
     for baseline in pipeline.baselines:
-        rtn.predict(spec, baseline.step.config)
-    assert [baseline.step.config.bits for baseline in pipeline.baselines] == [8, 4]
+        rtn.predict(spec, baseline.steps[-1].config)
+    assert [baseline.steps[-1].config.bits for baseline in pipeline.baselines] == [8, 4]
 
 
 def test_the_folder_is_found_from_wherever_the_file_is_put(checkpoint, loaded, monkeypatch):

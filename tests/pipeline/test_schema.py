@@ -146,8 +146,8 @@ def test_baselines_are_checkpoints_or_steps_on_the_original(load):
     )
     shelf, just4, shelf8 = load(HEAD + rivals + STEPS).baselines
     assert shelf.source.id == "some/model"
-    assert (just4.step.parent, just4.step.config.bits) == ("original", 4)
-    assert shelf8.step.parent == "off-the-shelf"
+    assert (just4.steps[0].parent, just4.steps[0].config.bits) == ("original", 4)
+    assert shelf8.steps[0].parent == "off-the-shelf"
 
 
 def test_a_list_written_once_can_be_used_twice(load):

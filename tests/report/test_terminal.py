@@ -5,7 +5,7 @@ from tests.report.sample_run import plain, sample_run, with_step, without
 
 def test_the_summary_tells_verdict_size_quality_and_speed():
     text = plain(summary(sample_run()))
-    assert text.splitlines()[0] == "edge is 8.9x smaller and 5.2x faster, and loses 3.1 points of accuracy"
+    assert text.splitlines()[0] == "edge is 8.9x smaller, and loses 3.1 points of accuracy"
     for line in (
         "best student  edge (export.onnx)",
         "size          1.29 MB, 1.42 M parameters; original 11.4 MB, 2.84 M parameters",

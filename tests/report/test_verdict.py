@@ -2,8 +2,14 @@ import pytest
 
 from compress.records import GateResult, Measurement, RunRecord
 from compress.report.verdict import best_student, judge
-from tests.report.sample_run import plain, sample_run, with_step, without
+from tests.report.sample_run import plain, with_step, without
+from tests.report.sample_run import sample_run as quickstart
 from tests.report.training_facts import watched_run, watched_step
+
+
+def sample_run(**changes) -> RunRecord:
+    """The quickstart, with its best student in the original's runtime: what another one brings has tests of its own."""
+    return with_step(quickstart(**changes), "edge", kind="packed")
 
 
 def words(run: RunRecord) -> str:
@@ -52,7 +58,7 @@ def test_no_speed_is_claimed_where_no_interval_was_recorded():
         "Nothing is claimed of the speed of edge: it was 5.2x faster than the original in the median of 20 rounds, "
         "without an interval that would tell this from noise." in words(run)
     )
-    assert "speed" not in words(without(run, "time_per_output_token")).replace("size or speed", "")
+    assert "the speed of edge" not in words(without(run, "time_per_output_token")).lower()
 
 
 def test_a_slower_student_is_called_slower_and_one_within_a_tenth_as_fast():
@@ -115,14 +121,55 @@ def test_a_baseline_as_fast_and_as_accurate_but_larger_is_told_without_taking_th
     run = with_accuracy(run, "original_int8", 0.9)
     verdict = judge(run)
     assert verdict.headline.startswith("edge is")
-    assert "original_int8 is at least as accurate as edge and no slower, but larger" in words(run)
-
-
-def test_baselines_that_lose_are_named_as_losing():
-    assert (
-        "No baseline (original_int8 or original_int4) is as accurate as edge at its size or speed."
-        in words(sample_run())
+    assert "original_int8 is at least as accurate as edge, and its speed cannot be told from edge's" in words(
+        run
     )
+
+
+def test_baselines_that_are_less_accurate_are_named_as_losing():
+    run = with_accuracy(with_accuracy(sample_run(), "original_int8", 0.8), "original_int4", 0.8)
+    verdict = judge(run)
+    assert "No baseline (original_int8 or original_int4) is as accurate as edge." in words(run)
+    assert any(f.tone == "good" and f.text.startswith("No baseline") for f in verdict.findings)
+
+
+def test_no_tick_is_given_where_a_baselines_accuracy_may_be_the_students():
+    run = with_accuracy(with_accuracy(sample_run(), "original_int8", 0.8), "original_int4", 0.83)
+    verdict = judge(run)
+    assert "but by their 95 % intervals original_int4 may be." in words(run)
+    assert not any(f.tone == "good" for f in verdict.findings)
+
+
+def test_a_baseline_that_is_better_but_larger_and_slower_is_told_and_no_tick_is_given():
+    run = sample_run()
+    assert "original_int8 is at least as accurate as edge, but larger and 5.8x slower" in words(run)
+    assert "No baseline" not in words(run)
+
+
+def test_a_baseline_whose_speed_overlaps_is_told_to_be_undecided():
+    run = sample_run()
+    taken = tuple(
+        m.model_copy(update={"low": 0.15, "high": 1.9}) if m.name == "time_per_output_token_ratio" else m
+        for m in run.step("original_int8").measurements
+    )
+    text = words(with_step(run, "original_int8", measurements=taken))
+    assert "and its speed cannot be told from edge's (95 %: 0.10x to 1.33x as fast), but larger" in text
+    assert "No baseline" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("kl_divergence", 1.1, "diverge by 1.10 nats/token"), ("same_top_token", 0.5, "same at only 50.0 %")],
+)
+def test_a_student_far_from_the_original_is_not_recommended_without_a_word(name, value, said):
+    run = sample_run()
+    taken = tuple(
+        m.model_copy(update={"value": value}) if m.name == name else m for m in run.step("edge").measurements
+    )
+    far = judge(with_step(run, "edge", measurements=taken))
+    assert far.tone == "warn" and judge(run).tone == "plain"
+    assert any(f.tone == "warn" and said in plain(f.text) for f in far.findings)
+    assert "another model than the original" not in words(run)
 
 
 def test_a_run_without_baselines_says_that_nothing_was_compared():
