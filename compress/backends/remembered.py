@@ -7,7 +7,7 @@ Shapes: S known rows, B sequences, T positions, H hidden channels, V vocabulary.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,14 +20,15 @@ class KnownRows:
 
     def __init__(self, rows_ST: Tensor, states_STH: Tensor, prefixes_too: bool) -> None:
         """`prefixes_too`: whether a row's beginning has the states it has alone, as in models that look back only."""
-        rows = [tuple(row) for row in rows_ST[: len(states_STH)].tolist()]
+        rows: list[tuple[int, ...]] = [tuple(row) for row in rows_ST[: len(states_STH)].tolist()]
         order = sorted(range(len(rows)), key=rows.__getitem__)
-        self._sorted, self._places = [rows[index] for index in order], order
+        self._sorted = [rows[index] for index in order]
+        self._places = order
         self._states_STH, self._prefixes_too = states_STH, prefixes_too
 
     def find(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor | None:
         """Return the states of a batch padded on the right ``[B, T, H]``, or ``None`` where one is not known."""
-        texts = [
+        texts: list[tuple[int, ...]] = [
             tuple(ids_T[: int(mask_T.sum())].tolist()) if bool(mask_T[0]) else ()
             for ids_T, mask_T in zip(ids_BT, mask_BT, strict=True)
         ]
@@ -40,7 +41,7 @@ class KnownRows:
             states_BTH[index, : len(text)] = self._states_STH[place, : len(text)]
         return states_BTH
 
-    def _place(self, text: Sequence[int]) -> int | None:
+    def _place(self, text: tuple[int, ...]) -> int | None:
         # Whatever begins with a text follows it directly in lexicographic order.
         at = bisect_left(self._sorted, text)
         if not text or at == len(self._sorted) or self._sorted[at][: len(text)] != text:

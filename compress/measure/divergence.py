@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from compress.errors import DoesNotFit, StepFailed
-from compress.measure.last_states import head_flops
+from compress.measure.last_states import ACCEPTS, SUPPOSED_ROWS, head_flops
 from compress.models.effort import opening, reading
 from compress.plugins import Context, Measured, StepConfig
 from compress.records import Artifact, Measurement, Work
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 VERSION = 2
 
-SUPPOSED_ROWS = 1000
-"""Rows, where neither the data nor the settings say how many."""
 PASSES_OVER_LOGITS = 12
 """How often logits are read or written, in fp32: log-probabilities of both models, their divergence, the likeliest."""
 START_SECONDS = 1.0
@@ -55,7 +53,8 @@ def estimate(measured: Measured, config: Config) -> Work:
     models = [measured.spec, *(spec for field, spec in measured.specs.items() if field == "original")]
     whole = opening(measured.spec).plus(reading(measured.spec, tokens, batch, span))
     heads = [opening(spec).plus(Work(flops=head_flops(spec, tokens))) for spec in models]
-    passes = heads if len(models) == 1 else [whole, *heads[1:]]  # of the original, the head is run alone
+    is_original = len(models) == 1 and measured.kind in ACCEPTS
+    passes = heads if is_original else [whole, *heads[1:]]  # of the original, the head is run alone
     logits = tokens * sum(
         PASSES_OVER_LOGITS * 4.0 * int(spec.config.get("vocab_size") or 0) for spec in models
     )

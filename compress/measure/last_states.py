@@ -23,6 +23,8 @@ PRODUCES = "states"
 INTERNAL = True
 
 STATES, FACTS = "states.bin", "states.json"
+SUPPOSED_ROWS = 1000
+"""Rows, where neither the data nor the settings say how many."""
 MOST_BYTES = 2**31
 """Rows whose states need more are read anew beside each student."""
 
@@ -39,9 +41,9 @@ class Config(StepConfig):
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what reading the text takes, without the head."""
     text = texts_of(inputs).get("text")
-    rows = min((n for n in (config.sequences, text and text.rows) if n is not None), default=0)
-    if text is None or not rows:
+    if text is None:
         return opening(spec)
+    rows = min((n for n in (config.sequences, text.rows) if n is not None), default=SUPPOSED_ROWS)
     tokens = float(rows * text.row_tokens)
     work = opening(spec).plus(reading(spec, tokens, config.batch_size * text.row_tokens, text.row_tokens / 2))
     num_bytes = min(MOST_BYTES, int(tokens * 4 * _width(spec)))
