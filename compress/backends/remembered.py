@@ -9,7 +9,6 @@ Shapes: S known rows, B sequences, T positions, H hidden channels, V vocabulary.
 from bisect import bisect_left
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from compress.backends.interface import Backend, Cache, Encoder, HeadApart
@@ -75,7 +74,6 @@ class Remembered(Backend):
         else:
             yield from self._head.logits_of(states_BTH, chunk)
 
-    @torch.inference_mode()
     def prefill(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Cache]:
         return self._model.prefill(ids_BT, mask_BT)
 
