@@ -58,6 +58,18 @@ class HuggingFaceBackend(Backend):
         where = {"attention_mask": mask_BT, "position_ids": positions(mask_BT), "use_cache": False}
         return _logits_chunks(self.model, ids_BT.to(self.device), chunk, where)
 
+    @torch.inference_mode()
+    def last_states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        mask_BT = mask_BT.to(self.device)
+        where = {"attention_mask": mask_BT, "position_ids": positions(mask_BT), "use_cache": False}
+        states_BTH: Tensor = self.model.base_model(
+            input_ids=ids_BT.to(self.device), **where
+        ).last_hidden_state
+        return states_BTH
+
+    def logits_of(self, states_BTH: Tensor, chunk: int = 256) -> Iterator[Tensor]:
+        return _logits_of(self.model, states_BTH.to(self.device), chunk)
+
     def logits_at(
         self, ids_BT: Tensor, mask_BT: Tensor, rows_N: Tensor, columns_N: Tensor, chunk: int = 256
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -144,6 +156,12 @@ class HuggingFaceEncoder(Encoder):
         where = {"attention_mask": mask_BT.to(self.device)}
         return _logits_chunks(self.model, ids_BT.to(self.device), chunk, where)
 
+    def last_states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        return self.encode(ids_BT, mask_BT)
+
+    def logits_of(self, states_BTH: Tensor, chunk: int = 256) -> Iterator[Tensor]:
+        return _logits_of(self.model, states_BTH.to(self.device), chunk)
+
     @torch.inference_mode()
     def encode(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         states_BTH: Tensor = self.model.base_model(
@@ -168,6 +186,20 @@ def _logits_chunks(
     hidden_BTH: Tensor = output.last_hidden_state
     if places:
         hidden_BTH, ids_BT = hidden_BTH[places][None], ids_BT[places][None]
+    yield from _head(model, output, hidden_BTH, ids_BT, chunk)
+
+
+@torch.inference_mode()
+def _logits_of(model: PreTrainedModel, states_BTH: Tensor, chunk: int) -> Iterator[Tensor]:
+    """Yield logits of successive positions, given what the body made of them."""
+    ids_BT = torch.zeros(states_BTH.shape[:2], dtype=torch.int64, device=states_BTH.device)
+    output = model.base_model(input_ids=ids_BT[:1, :1])  # the form of its answer: the states are put into it
+    yield from _head(model, output, states_BTH, ids_BT, chunk)
+
+
+def _head(
+    model: PreTrainedModel, output: Any, hidden_BTH: Tensor, ids_BT: Tensor, chunk: int
+) -> Iterator[Tensor]:
     for start in range(0, ids_BT.shape[1], chunk):
         output.last_hidden_state = hidden_BTH[:, start : start + chunk]
         with _answering(model.base_model, output):

@@ -8,7 +8,7 @@ Shapes: B sequences, T positions, C positions of a chunk, V vocabulary, S past p
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -143,6 +143,17 @@ class Backend(ABC):
         The same tokens come without. Empty where nothing is to be prepared.
         """
         return ""
+
+
+@runtime_checkable
+class HeadApart(Protocol):
+    """A backend whose head can be run apart from what is below it."""
+
+    def last_states(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return what enters the head ``[B, T, H]``, in the model's dtype and on its device."""
+
+    def logits_of(self, states_BTH: Tensor, chunk: int = 256) -> Iterator[Tensor]:
+        """Yield what `logits_chunks` yields of a text, given its last states."""
 
 
 class Encoder(Backend):

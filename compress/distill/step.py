@@ -25,7 +25,7 @@ from compress.train.duration import timed
 from compress.train.memory_account import Teaching, total
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
-VERSION = 4
+VERSION = 5
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 

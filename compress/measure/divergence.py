@@ -1,6 +1,7 @@
 """How far a model's predictions are from the original's on held-out text, and how well it predicts that text.
 
-`context.inputs`: ``text`` (a tokens artifact made with the original's tokenizer) and ``original``. The
+`context.inputs`: ``text`` (a tokens artifact made with the original's tokenizer), ``original`` and ``states``
+(what `measure.last_states` kept of it on that text: its head alone is run again). The
 original itself has perplexity only. A model with another tokenizer has no divergence: the text is tokenized
 anew for it and the figure that compares is bits per byte. A model with a pruned vocabulary reads the text in its own
 cut, and is compared with the original at every position at which both have read the same text, over the tokens it has:
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from compress.errors import DoesNotFit, StepFailed
+from compress.measure.last_states import ACCEPTS, SUPPOSED_ROWS, head_flops
 from compress.models.effort import opening, reading
 from compress.plugins import Context, Measured, StepConfig
 from compress.records import Artifact, Measurement, Work
@@ -31,8 +33,6 @@ VERSION = 3
 LEAST_COVERAGE = 0.5
 """Below this share of a text's positions a figure of those compared is no figure of the text."""
 
-SUPPOSED_ROWS = 1000
-"""Rows, where neither the data nor the settings say how many."""
 PASSES_OVER_LOGITS = 12
 """How often logits are read or written, in fp32: log-probabilities of both models, their divergence, the likeliest."""
 START_SECONDS = 1.0
@@ -54,7 +54,10 @@ def estimate(measured: Measured, config: Config) -> Work:
     rows = min((n for n in (config.sequences, text.rows) if n is not None), default=SUPPOSED_ROWS)
     tokens, batch, span = rows * text.row_tokens, config.batch_size * text.row_tokens, text.row_tokens / 2
     models = [measured.spec, *(spec for field, spec in measured.specs.items() if field == "original")]
-    passes = [opening(spec).plus(reading(spec, tokens, batch, span)) for spec in models]
+    whole = opening(measured.spec).plus(reading(measured.spec, tokens, batch, span))
+    heads = [opening(spec).plus(Work(flops=head_flops(spec, tokens))) for spec in models]
+    is_original = len(models) == 1 and measured.kind in ACCEPTS
+    passes = heads if is_original else [whole, *heads[1:]]  # of the original, the head is run alone
     logits = tokens * sum(
         PASSES_OVER_LOGITS * 4.0 * int(spec.config.get("vocab_size") or 0) for spec in models
     )
@@ -88,8 +91,10 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     comparable = tokenizer.get_vocab().items() <= own_tokenizer.get_vocab().items()
     original_ids = None if comparable else mapped_ids(artifact.path, original.path)
     related = (comparable or original_ids is not None) and original.key != artifact.key
-    teacher = _open_original(original, artifact, context) if related else None
+    teacher = _with_states(_open_original(original, artifact, context), context) if related else None
     student = open_artifact(artifact)
+    if original.key == artifact.key:
+        student = _with_states(student, context)
     longest, size = student.num_positions, config.batch_size
     if comparable:
         reading = as_it_is(rows_ST, size)
@@ -169,6 +174,19 @@ def _open_original(original: Artifact, artifact: Artifact, context: Context) -> 
         context.warn(f"the original does not fit on {device} beside this model: it was read on the CPU")
         device = "cpu"
     return open_artifact(original, OpenOptions(device=device))
+
+
+def _with_states(original: "Backend", context: Context) -> "Backend":
+    """Return the original so that it reads the text by its last states, where these were prepared."""
+    from compress.backends.remembered import Remembered
+    from compress.data.tokens import PackedTokens
+    from compress.measure.last_states import read_states
+
+    if "states" not in context.inputs:
+        return original
+    states_STH = read_states(context.inputs["states"])
+    rows_ST = PackedTokens.open(context.inputs["text"].path).rows(0, len(states_STH))
+    return Remembered.of(original, rows_ST, states_STH)
 
 
 def _perplexity(estimate: "Estimate") -> Measurement:

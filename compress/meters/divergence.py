@@ -197,9 +197,9 @@ def _score_chunk(logits: list[Tensor], targets_BC: Tensor, teacher_ids: Tensor |
         vocabulary = min(own_BCV.shape[-1], theirs_BCV.shape[-1])
         own_BCV, theirs_BCV = own_BCV[..., :vocabulary], theirs_BCV[..., :vocabulary]
     log_q_BCV = own_BCV.log_softmax(-1)
-    compared = [] if theirs_BCV is None else compare(theirs_BCV.log_softmax(-1), log_q_BCV)
     targets_BC1 = targets_BC.to(log_q_BCV.device)[..., None]
     nats_BC = -log_q_BCV.gather(-1, targets_BC1)[..., 0]
+    compared = [] if theirs_BCV is None else compare(theirs_BCV.log_softmax(-1), log_q_BCV)
     return [figure_BC.cpu() for figure_BC in (nats_BC, *compared, *kept_mass)]
 
 
@@ -210,7 +210,12 @@ def among(logits_BCV: Tensor, ids_K: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compare(log_p_BCV: Tensor, log_q_BCV: Tensor) -> list[Tensor]:
-    """Return KL(p‖q) in nats and whether both have their maximum at the same id, ``[B, C]`` each."""
-    kl_BC = (log_p_BCV.exp() * (log_p_BCV - log_q_BCV)).sum(-1)
+    """Return KL(p‖q) in nats and whether both have their maximum at the same id, ``[B, C]`` each.
+
+    Both tensors are overwritten: of a large vocabulary, room for what lies between takes longer than the arithmetic.
+    """
+    same_top_BC = log_p_BCV.argmax(-1) == log_q_BCV.argmax(-1)
+    torch.sub(log_p_BCV, log_q_BCV, out=log_q_BCV)
+    kl_BC = log_p_BCV.exp_().mul_(log_q_BCV).sum(-1)
     # Rounding alone can leave a hair below zero.
-    return [kl_BC.clamp(min=0.0), log_p_BCV.argmax(-1) == log_q_BCV.argmax(-1)]
+    return [kl_BC.clamp(min=0.0), same_top_BC]

@@ -98,10 +98,12 @@ class Plan(Record):
         return tuple(n for n in self.nodes if n.role == "measurement" and n.about == name)
 
     def prepared_for(self, name: str) -> tuple[Node, ...]:
-        """What a step had prepared from its parent or a model it names, unless for an earlier step too."""
+        """What a step or what measures it had prepared of a model it names, unless for an earlier step too."""
         earlier: set[str] = set()
         for model in self.models:
-            own = set(self._prepared(model))
+            own = {
+                name for node in (model, *self.measurements_of(model.name)) for name in self._prepared(node)
+            }
             if model.name == name:
                 return tuple(n for n in self.nodes if n.name in own - earlier)
             earlier |= own

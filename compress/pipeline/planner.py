@@ -20,6 +20,8 @@ from compress.pipeline.schema import MEASUREMENTS, Baseline, Evaluate, Pipeline,
 from compress.plugins import Measured, PlannedInputs, Prepared, StepConfig
 from compress.records import Artifact, ModelSpec, Work
 
+LAST_STATES = "original/last_states"
+
 
 def make_plan(pipeline: Pipeline, memo: DigestMemo, rehearsal: bool = False, assume: bool = False) -> Plan:
     """Return the graph of everything the pipeline makes and measures.
@@ -356,13 +358,35 @@ class Builder:
         if "quality" in what and not reads:
             self._measure_quality(name, evaluate)
         if "divergence" in what:
-            self._add_measurement(name, "divergence", evaluate, {**original, "text": text}, {})
+            inputs = {**original, "text": text, **self._add_last_states(evaluate, text)}
+            self._add_measurement(name, "divergence", evaluate, inputs, {})
         if "latency" in what:
             rival = rivals.rival_of(name, self.nodes)
             beside = {**original, "rival": rival} if rival else original
             self._add_measurement(name, "latency", profile, beside, here)
         if "memory" in what:
             self._add_measurement(name, "memory", profile, {}, here)
+
+    def _add_last_states(self, evaluate: StepConfig, text: str) -> dict[str, str]:
+        """Add what divergences need of the original, once; nothing where its states cannot be had apart."""
+        states: Any = plugins.internal("measure.last_states")
+        if self.nodes["original"].kind not in states.ACCEPTS:
+            return {}
+        if LAST_STATES not in self.nodes:
+            config = states.Config(
+                **{key: value for key, value in evaluate if key in states.Config.model_fields}
+            )
+            inputs = {"text": text}
+            self.add(
+                LAST_STATES,
+                "measure.last_states",
+                config,
+                "internal",
+                parent="original",
+                inputs=inputs,
+                seed=0,
+            )
+        return {"states": LAST_STATES}
 
     def _measure_quality(self, name: str, evaluate: Evaluate) -> None:
         inputs = {} if name == "original" else {"original_quality": "original/quality"}

@@ -37,7 +37,7 @@ class Importance(Protocol):
 
         A metric that scores layers may also have ``keep(scores, count) -> list[int]``, which layers stay when `count`
         do; without it, those with the highest scores stay. ``TOKENS``: at most so many tokens are read.
-        ``NEEDS_GRADIENT = True``: it is called outside inference mode. ``passes(num_layers) -> float``: as how many
+        ``NEEDS_GRADIENT = True``: it is called outside inference mode. ``passes(spec) -> float``: as how many
         forward passes it takes, where that is not one. ``beside(spec, tokens) -> Work``: what it takes beside these.
         """
 
@@ -47,10 +47,10 @@ def needs_gradient(metric: Importance) -> bool:
     return bool(getattr(metric, "NEEDS_GRADIENT", False))
 
 
-def passes_taken(metric: Importance, num_layers: int) -> float:
+def passes_taken(metric: Importance, spec: ModelSpec) -> float:
     """Return as how many forward passes over the text a metric takes."""
     passes = getattr(metric, "passes", None)
-    return float(passes(num_layers)) if passes else 1.0
+    return float(passes(spec)) if passes else 1.0
 
 
 def work_beside(metric: Importance, spec: ModelSpec, tokens: int) -> Work:

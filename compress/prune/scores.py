@@ -9,7 +9,7 @@ from compress.prune.planning import calibrated_work, is_streamed, known_tokens
 from compress.prune.settings import SCORES, ScoreSettings
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 2
+VERSION = 3
 ACCEPTS = ("hf",)
 PRODUCES = "scores"
 INTERNAL = True
@@ -25,7 +25,7 @@ def predict(spec: ModelSpec, config: Config) -> None:
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return the work of the metric's passes over the calibration data, and of what it makes of them."""
     metric = importance(config.importance, ())
-    passes = passes_taken(metric, layout(spec.config).num_layers)
+    passes = passes_taken(metric, spec)
     tokens = tokens_read(metric, known_tokens(config.tokens, inputs))
     work = calibrated_work(spec, spec, tokens, passes, is_streamed(spec, config.memory))
     return work.plus(work_beside(metric, spec, tokens)).model_copy(update={"disk_bytes": 0})

@@ -179,6 +179,8 @@ class _Loop:
             self._keep(at_once=True)
             context.stop()
         training.finish()
+        if said := training.decline():
+            context.warn(said)
 
     def _keep_if_due(self) -> None:
         self._checkpoints.check()

@@ -12,6 +12,12 @@ from compress.train.settings import TrainingSettings
 ABOUT_STEPS = 2000
 BATCH_TOKENS = (2_048, 524_288)
 
+FEW_STEPS = 10
+"""Steps over which the learning rate rises at least, where there are so many: before AdamW has seen some gradients, its
+steps are as long as the rate allows in whatever direction the first batch points."""
+FEW_SHARE = 3
+"""No more than a third of a training is spent on that."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -36,7 +42,7 @@ class Schedule:
             sequence_length=sequence_length,
             peak=settings.learning_rate,
             floor=settings.learning_rate * settings.floor,
-            num_warmup_steps=round(settings.warmup * num_steps),
+            num_warmup_steps=num_warmup_steps(settings.warmup, num_steps),
         )
 
     @property
@@ -54,6 +60,13 @@ class Schedule:
         falling = max(1, self.num_steps - 1 - self.num_warmup_steps)
         share = min(1.0, (step - self.num_warmup_steps) / falling)
         return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def num_warmup_steps(share: float, num_steps: int) -> int:
+    """Return in how many of the steps the learning rate rises: that share of them, a few at least; none for 0."""
+    if share == 0:
+        return 0
+    return max(round(share * num_steps), min(FEW_STEPS, num_steps // FEW_SHARE))
 
 
 def batch_tokens(tokens: int) -> int:

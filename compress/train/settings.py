@@ -51,7 +51,8 @@ class TrainingSettings(StepConfig):
     """The highest learning rate. 1e-4 suits recovery after pruning; tiny models bear 1e-3 and more, and `lora` about
     ten times what all weights do."""
     warmup: float = Field(default=0.05, ge=0, le=1)
-    """The share of the steps in which the learning rate rises to its highest."""
+    """The share of the steps in which the learning rate rises to its highest: 10 steps at least, or a third where there
+    are fewer than 30. 0 begins with the highest."""
     floor: float = Field(default=0.1, ge=0, le=1)
     """Where the cosine ends, as a share of `learning_rate`."""
     weight_decay: float = Field(default=0.1, ge=0)

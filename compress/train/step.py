@@ -9,7 +9,7 @@ from compress.train.cost import training_work
 from compress.train.duration import timed
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
-VERSION = 3
+VERSION = 4
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 

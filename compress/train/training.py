@@ -12,6 +12,7 @@ from compress.records import CurvePoint, JsonValue
 from compress.train.batches import Batches
 from compress.train.chance import random_state, set_random_state
 from compress.train.checkpoint import Abandoned, State
+from compress.train.decline import decline
 from compress.train.distributed import Team, reshard, summed_as
 from compress.train.memory import recompute_activations
 from compress.train.numerics import Numerics
@@ -184,6 +185,14 @@ class Training:
         """Return to the weights of the lowest held-out loss where they were kept."""
         if self._watch is not None and (weights := self._watch.weights_to_keep(self.step)):
             self._load(weights)
+
+    def decline(self) -> str | None:
+        """Return what to say where the weights that are left are worse than those it began with."""
+        watch = self._watch
+        if watch is not None and watch.best_weights:
+            return None  # those of the lowest loss were kept
+        before = watch.before.get("held_out") if watch is not None else None
+        return decline(self.curve, before)
 
     def weights(self) -> dict[str, Tensor]:
         """Return what training changes of the student: its parameters that learn, and its buffers."""

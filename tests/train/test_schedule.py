@@ -3,8 +3,12 @@ import math
 import pytest
 from pydantic import ValidationError
 
+from compress.models.spec import read_spec
+from compress.records import Artifact
+from compress.train import step
 from compress.train.schedule import Schedule, batch_tokens
 from compress.train.settings import TrainingSettings, rehearsed
+from tests.train.inputs import context, parent
 
 
 def schedule(**settings) -> Schedule:
@@ -80,3 +84,35 @@ def test_a_rehearsal_is_eight_small_steps_with_everything_else_as_set():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValidationError):
         TrainingSettings(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "rising"), [(1, 0), (2, 0), (3, 1), (12, 4), (29, 9), (30, 10), (199, 10), (586, 29)]
+)
+def test_a_short_training_begins_below_the_peak_too(num_steps, rising):
+    plan = schedule(tokens=num_steps * 10, batch_tokens=10)
+    assert plan.num_steps == num_steps and plan.num_warmup_steps == rising
+    if rising > 1:
+        assert plan.learning_rate(0) == pytest.approx(plan.peak / rising)
+
+
+def test_no_warmup_is_none_and_a_longer_one_is_kept():
+    assert schedule(tokens=120, batch_tokens=10, warmup=0).num_warmup_steps == 0
+    assert schedule(tokens=120, batch_tokens=10, warmup=0.5).num_warmup_steps == 6
+
+
+def test_the_first_steps_of_a_short_training_do_not_undo_what_was_there(tmp_path):
+    """A model that knows its text, trained on with a rate that a whole first step of AdamW would spoil it with."""
+    folder = tmp_path / "result"
+    base = step.Config(tokens=16 * 4 * 60, batch_tokens=16 * 4, learning_rate=3e-3, precision="fp32")
+    step.run(parent(tmp_path / "parent"), base, context(folder))
+    learned = Artifact(key="learned", kind="hf", path=folder, spec=read_spec(folder))
+    worst = {}
+    for name, warmup in (("without", 0.0), ("default", 0.05)):
+        config = step.Config(
+            tokens=16 * 4 * 12, batch_tokens=16 * 4, learning_rate=3e-2, precision="fp32", warmup=warmup
+        )
+        outcome = step.run(learned, config, context(tmp_path / name / "result"))
+        worst[name] = [point["loss"] for point in outcome.facts["curve"]]
+    first = worst["default"][0]
+    assert worst["default"][1] - first < 0.5 * (worst["without"][1] - first)

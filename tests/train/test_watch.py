@@ -103,7 +103,9 @@ def test_to_return_what_was_there_before_training_is_said(model, tmp_path):
 
 
 def test_to_return_what_was_learned_is_not_remarked_on(model, tmp_path):
-    outcome, given = train(model, WATCHED.model_copy(update={"stop_after": 2}), tmp_path / "result")
+    outcome, given = train(
+        model, WATCHED.model_copy(update={"stop_after": 2, "warmup": 0.0}), tmp_path / "result"
+    )
     assert outcome.facts["kept_tokens"] > 0 and given.warnings == []
 
 

@@ -10,6 +10,7 @@ The states before every layer are kept, in files where the model is streamed.
 from typing import TYPE_CHECKING
 
 from compress.prune.interface import Unit
+from compress.records import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +25,7 @@ TOKENS = 16_384
 """At most so many tokens are read: 4 GB of states of an 8B model."""
 
 
-def passes(num_layers: int) -> float:
+def passes(spec: ModelSpec) -> float:
     """Every layer runs forward, once more, and backward, which is two."""
     return 4.0
 

@@ -1,8 +1,9 @@
 """What is lost when a layer goes: remove the one whose loss hurts least, score the rest again, and so on.
 
 The hurt is the KL divergence from the whole model's predictions, on calibration text. Each round runs, for every
-layer that is left, only what follows it. Found the best set of layers in trials where block influence and scoring only
-once did not (compare Kim et al., "Shortened LLaMA", arXiv 2402.02834, which scores once by perplexity).
+layer that is left, only what follows it; of a large vocabulary, most layers are screened on a part of the text and over
+the likeliest ids only. Found the best set of layers in trials where block influence and scoring only once did not
+(compare Kim et al., "Shortened LLaMA", arXiv 2402.02834, which scores once by perplexity).
 
 A layer's score is the divergence at the moment it went, as a running maximum, so that layers removed later score
 higher; ``TOKENS`` of the text are enough to rank: every round reads them again.
@@ -11,6 +12,8 @@ higher; ``TOKENS`` of the text are enough to rank: every round reads them again.
 from typing import TYPE_CHECKING
 
 from compress.models.effort import num_layers
+from compress.models.layout import layout
+from compress.prune import screening
 from compress.prune.interface import Unit
 from compress.prune.planning import judging
 from compress.records import ModelSpec, Work
@@ -25,16 +28,19 @@ UNITS: tuple[Unit, ...] = ("layers",)
 TOKENS = 8192
 
 
-def passes(num_layers: int) -> float:
-    """A round runs, for each of n layers left, what follows it: n(n-1)/2 layers; and what follows the one that went."""
-    rounds = range(2, num_layers + 1)
-    return 2 + sum(n * (n - 1) / 2 + n / 2 for n in rounds) / num_layers
+def passes(spec: ModelSpec) -> float:
+    """Each round runs, for every layer left or for those a screening leaves, what follows it."""
+    return screening.passes(num_layers(spec), screening.is_screened(layout(spec.config).vocab))
 
 
 def beside(spec: ModelSpec, tokens: int) -> Work:
-    """Every layer left is judged in every round: n(n+1)/2 times all predictions, and once those of the whole model."""
-    layers = num_layers(spec)
-    return judging(spec, tokens, 1 + layers * (layers + 1) / 2)
+    """Predictions over the whole vocabulary: of every layer left in every round, or of the few that a screening leaves.
+
+    And once those of the whole model.
+    """
+    vocabulary = layout(spec.config).vocab
+    times = 1 + screening.whole_judgments(num_layers(spec), screening.is_screened(vocabulary))
+    return judging(spec, tokens / screening.judged_every(vocabulary, tokens), times)
 
 
 def score(calibration: "Calibration") -> "dict[Unit, Tensor]":

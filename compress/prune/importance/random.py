@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from compress.prune.interface import Unit
+from compress.records import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 UNITS: tuple[Unit, ...] = ("layers", "hidden", "ffn", "kv_groups", "heads", "experts", "expert_ffn")
 
 
-def passes(num_layers: int) -> float:
+def passes(spec: ModelSpec) -> float:
     """No text is read."""
     return 0.0
 

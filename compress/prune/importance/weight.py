@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from compress.models.family import Axis
 from compress.prune.interface import Unit
+from compress.records import ModelSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ UNITS: tuple[Unit, ...] = ("layers", "hidden", "ffn", "kv_groups", "heads", "exp
 GROUP_AXES: tuple[Axis, ...] = ("query", "key_value", "heads_qkv")
 
 
-def passes(num_layers: int) -> float:
+def passes(spec: ModelSpec) -> float:
     """No text is read."""
     return 0.0
 
