@@ -43,10 +43,16 @@ PROCESS_BYTES = 200 * 2**20
 """What a process holds of its own, at most: a batch at work, and what it remembers of words."""
 MOST_PROCESSES = 64
 """More than one process can feed."""
+FEWEST_CORES = 4
 
 
 def useful_processes() -> int:
-    """Return how many processes this machine has cores, and half its free memory room, for; 1 is this one."""
+    """Return how many processes this machine has cores, and half its free memory room, for; 1 is this one.
+
+    Threads of the tokenizer use two or three cores as well as processes would, without passing texts on.
+    """
+    if usable_cores() < FEWEST_CORES:
+        return 1
     return max(1, min(usable_cores(), MOST_PROCESSES, available_memory_bytes() // 2 // PROCESS_BYTES))
 
 

@@ -296,7 +296,7 @@ def test_only_what_takes_long_is_shared_out(wanted, rate, waited, long, tmp_path
 
 @pytest.mark.parametrize(
     ("num_cores", "free_mb", "expected"),
-    [(8, 2**20, 8), (200, 2**20, 64), (8, 1000, 2), (8, 100, 1), (1, 2**20, 1)],
+    [(8, 2**20, 8), (3, 2**20, 1), (200, 2**20, 64), (8, 1000, 2), (8, 100, 1), (1, 2**20, 1)],
 )
 def test_processes_are_as_many_as_there_is_room_for(num_cores, free_mb, expected, monkeypatch):
     monkeypatch.setattr(encoding_pool, "usable_cores", lambda: num_cores)
