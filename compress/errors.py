@@ -18,6 +18,8 @@ import errno
 import re
 from collections.abc import Iterable
 
+TORCHS = "OutOfMemoryError"
+"""What torch calls the error of its allocators: known by name, as this file knows no torch."""
 SAID_WHEN_FULL = re.compile(
     r"out of memory"  # CUDA, its driver, cuBLAS, NCCL, Triton, bitsandbytes
     r"|OUT_OF_MEMORY|cudaErrorMemoryAllocation"
@@ -90,7 +92,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     What only speaks of memory, such as a wrong value or our own report of an earlier failure, is not such an error.
     """
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(cls.__name__ == TORCHS for cls in type(error).__mro__):
         return True
     if isinstance(error, CompressError | ValueError | TypeError | LookupError):
         return False

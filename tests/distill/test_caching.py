@@ -332,7 +332,7 @@ def test_sizes_are_tried_on_rows_that_training_reads(teacher, tmp_path, monkeypa
     """On a GPU; here the trial runs on the CPU, and everything fits."""
     tried = []
 
-    def tried_on(objective, student, read, numerics):
+    def tried_on(objective, student, read, numerics, optimizer):
         def fits(size, recompute):
             objective(read(size))  # fails for rows that are not cached
             tried.append(read(size).rows.tolist())

@@ -25,7 +25,6 @@ WIDE = {"hidden_size": 96, "intermediate_size": 128}
 @pytest.fixture(autouse=True)
 def checkpoint_every_step(monkeypatch):
     monkeypatch.setattr(checkpoint, "WORK_PER_WRITE", 0)
-    monkeypatch.setattr(sharded, "WORK_PER_WRITE", 0)
 
 
 def settings(optimizer: str, **changes) -> TrainingSettings:
@@ -123,8 +122,8 @@ def test_a_return_to_the_last_checkpoint_takes_the_moments_back(tmp_path, monkey
     failed = []
     compute = loop.Training.compute_gradient
 
-    def fails_once(self):
-        found = compute(self)
+    def fails_once(self, asked_to_stop):
+        found = compute(self, asked_to_stop)
         if self.step == 3 and not failed:
             failed.append(True)
             self.optimizer.step()  # moments that must not stay

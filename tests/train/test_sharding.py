@@ -270,7 +270,6 @@ def test_a_team_on_several_machines_knows_how_many(monkeypatch):
 def test_a_team_in_bf16_ends_where_one_process_does_and_its_work_is_taken_up(tmp_path, monkeypatch):
     monkeypatch.setattr("compress.train.numerics.has_fast_bf16", lambda device: True)
     monkeypatch.setattr("compress.train.checkpoint.WORK_PER_WRITE", 0)
-    monkeypatch.setattr("compress.train.sharded.WORK_PER_WRITE", 0)
     model = parent(tmp_path / "parent", "qwen3")
     config = step.Config(tokens=16 * 4 * 6, batch_tokens=16 * 4, learning_rate=3e-3, checkpoint_seconds=0)
     assert not step.run(model, config, context(tmp_path / "alone")).facts.keys() & {"sharding"}
