@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from compress.train import checkpoint, loop, sharded, step
+from compress.train import checkpoint, loop, step
 from compress.train.launch import Launch
 from compress.train.moments_bf16 import AdamWBf16
 from compress.train.optimizer import adamw
