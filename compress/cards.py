@@ -41,10 +41,10 @@ class Entry(Record):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    memory_mib: int = Field(gt=0)
-    bf16_tflops: float = Field(gt=0, allow_inf_nan=False)
-    memory_gb_per_second: float = Field(gt=0, allow_inf_nan=False)
-    link_gb_per_second: float = Field(gt=0, allow_inf_nan=False)
+    memory_mib: int = Field(ge=1024, le=2**30)
+    bf16_tflops: float = Field(ge=1e-3, le=1e9, allow_inf_nan=False)
+    memory_gb_per_second: float = Field(ge=1e-3, le=1e9, allow_inf_nan=False)
+    link_gb_per_second: float = Field(ge=1e-3, le=1e9, allow_inf_nan=False)
     matches: list[str] = Field(default_factory=list)
     has_bf16: bool = True
 
@@ -86,7 +86,7 @@ def read_table(file: Path) -> dict[str, Entry]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, bytes that are no text
         raise InputError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold cards by name, each with {', '.join(Entry.model_fields)}")
@@ -137,13 +137,17 @@ def _shipped() -> dict[str, Entry]:
     return read_table(SHIPPED)
 
 
+MOST_DIGITS = 9
+
+
 def _split(text: str) -> tuple[int, str]:
     """Return how many and what, the name as a table writes it."""
     several = _SEVERAL.fullmatch(re.sub(r"[\s_]+", "-", text.strip().lower()))
     assert several is not None
-    count = int(several[1] or 1)
+    written = several[1] or "1"
+    count = int(written) if len(written) < MOST_DIGITS else MOST_CARDS + 1
     if not 1 <= count <= MOST_CARDS:
-        raise InputError(f"'{text}': {count} cards. Allowed: 1 to {MOST_CARDS}")
+        raise InputError(f"'{text[:80]}': {written[:MOST_DIGITS]} cards. Allowed: 1 to {MOST_CARDS}")
     return count, re.sub(
         r"^(nvidia|tesla|geforce|rtx)-", "", re.sub(r"^(nvidia|tesla|geforce)-", "", several[2])
     )

@@ -11,6 +11,15 @@ from compress import __version__
 from compress.errors import CompressError, InputError
 
 PIPELINE = click.argument("pipeline", type=click.Path(path_type=Path))
+
+
+def _not_nan(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+    """Refuse what is no number: it lies in every range, and ends no wait."""
+    if value is not None and value != value:
+        raise click.BadParameter("'nan' is no number of seconds")
+    return value
+
+
 SET = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a setting, e.g. --set seed=3."
 )
@@ -68,14 +77,19 @@ def main(debug: bool) -> None:
 @PIPELINE
 @SET
 @TEST
-@click.option("--until", metavar="STEP", help="Stop after this step, or data: once it is packed.")
+@click.option(
+    "--until",
+    metavar="NAME",
+    help="Stop after this step, or once what stands under this name of data: is packed.",
+)
 @click.option(
     "--from", "redo_from", metavar="STEP", help="Make this step, and all that follows from it, anew."
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(min=0, max=86_400),
+    callback=_not_nan,
     envvar="COMPRESS_GRACE",
     metavar="SECONDS",
     help="How long a step may take to save its work when the run is stopped. Left out: as long as its last checkpoint "

@@ -17,12 +17,13 @@ from compress.distill import cache_teacher
 from compress.distill.cache_teacher import CacheSettings
 from compress.distill.divergences import chosen, named
 from compress.distill.worth import cache_advice, own_teacher_advice
+from compress.machine import planned_machine
 from compress.plugins import Context, ModelRef, Planned, Prepared, row_length, texts_of
 from compress.records import Artifact, JsonValue, MemoryItem, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
-from compress.train.cost import PROCESS_BYTES, training_work
+from compress.train.cost import PROCESS_BYTES, num_trained, training_work
 from compress.train.duration import timed
-from compress.train.memory_account import Teaching, total
+from compress.train.memory_account import Teaching, teacher_bytes, total
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
 VERSION = 5
@@ -156,15 +157,18 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
     work = timed(training_work(spec, config, sequence_length=length), spec, config, None, texts)
     if teacher is None:
         return work
-    # Weights and two gradients of the student, while both ways of learning are compared.
+    # The student, beside three gradients of what learns, while both ways of learning are compared: by one process.
+    in_bf16 = planned_machine().card is not None and config.precision != "fp32"
     compared = (
-        MemoryItem(name="student's weights and two gradients (fp32)", num_bytes=12 * spec.num_parameters),
-        MemoryItem(name="teacher's weights", num_bytes=teacher.weight_bytes),
+        MemoryItem(name="student's weights (fp32)", num_bytes=4 * spec.num_parameters),
+        MemoryItem(name="three gradients (fp32)", num_bytes=12 * num_trained(spec, config)),
+        MemoryItem(name="teacher's weights", num_bytes=teacher_bytes(taught_by(teacher, config), in_bf16)),
         MemoryItem(name="process", num_bytes=PROCESS_BYTES),
     )
     if (peak := total(compared)) <= work.peak_memory_bytes:
         return work
-    return work.model_copy(update={"peak_memory_bytes": peak, "memory": compared, "remedies": ()})
+    helps = () if config.lora else ("`lora: {}` (has few gradients)", "a teacher that is asked as it runs")
+    return work.model_copy(update={"peak_memory_bytes": peak, "memory": compared, "remedies": helps})
 
 
 def taught_by(teacher: ModelSpec, config: Config) -> Teaching:

@@ -107,7 +107,7 @@ def _memory_shortage(node: Node, needed: int) -> Iterator[str]:
 
 
 def _remedies(node: Node) -> str:
-    return f" What would make it fit: {'; '.join(node.work.remedies)}." if node.work.remedies else ""
+    return f" What would take less: {'; '.join(node.work.remedies)}." if node.work.remedies else ""
 
 
 def disk_is_full(error: BaseException) -> bool:

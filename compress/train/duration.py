@@ -61,7 +61,11 @@ def timed(
     done = done.plus(looks(spec, settings, teacher, texts.get("held_out", UNKNOWN_TEXT)).times(work.devices))
     for model in (spec, teacher):
         done = done.plus(opening(model)) if model else done
-    done = work.model_copy(update={"flops": 0.0}).plus(done)
+    if settings.precision == "fp32":
+        done = done.model_copy(update={"flops": 0.0, "exact_flops": done.exact_flops + done.flops})
+    # Rows that are fewer than the processes of a team leave the others without work: as if there were more of it.
+    idle = work.devices / min(work.devices, Schedule.of(settings, text.row_tokens).batch_sequences)
+    done = work.model_copy(update={"flops": 0.0}).plus(done.times(max(1.0, idle)))
     serial = START_SECONDS + _waiting(spec, settings, teacher, text, work.devices)
     serial += _checkpoints(seconds_of(done), num_trained(spec, settings), settings)
     return done.plus(Work(serial_seconds=serial))

@@ -115,7 +115,7 @@ def test_what_does_not_fit_the_card_is_refused_with_the_sum_and_what_would_make_
     text = table(tmp_path, node, device="a100-40gb")
     assert (
         "`compress run` would refuse: step 'taught' needs about 64.6 GB on the card; a100-40gb gives a process 42.1 GB "
-        "of its 42.9 GB. What would make it fit: `optimizer: adamw_8bit` saves 24.2 GB; `teacher_precision: nf4` "
+        "of its 42.9 GB. What would take less: `optimizer: adamw_8bit` saves 24.2 GB; `teacher_precision: nf4` "
         "saves 10.6 GB." in text
     )
     assert "too much (" in text
