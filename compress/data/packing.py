@@ -40,7 +40,7 @@ class Packing:
         dtype: np.dtype[Any],
         most_rows: int | None,
         num_streams: int,
-        row_start: int | None,
+        row_start: int | None = None,
     ) -> None:
         self._context, self._path = context, context.partial / SAVED
         found = self._found()

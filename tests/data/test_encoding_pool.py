@@ -42,6 +42,7 @@ def in_processes(monkeypatch, small_batches):
     monkeypatch.setattr(packing, "LONG_SECONDS", 0.0)
     monkeypatch.setattr(pack, "REPORT_EVERY", 50)
     monkeypatch.setattr(encoding_pool, "usable_cores", lambda: 3)
+    monkeypatch.setattr(encoding_pool, "FEWEST_CORES", 1)
     start, submit, submitted = EncodingPool.__init__, EncodingPool.submit, []
 
     def started(self, *given):
@@ -316,6 +317,7 @@ from pathlib import Path
 from compress.data import encode, encoding_pool, pack, packing
 from compress.records import Artifact
 from tests.fakes import FakeContext
+encoding_pool.FEWEST_CORES = 1
 packing.SAVE_SECONDS, packing.WAITED_SECONDS, packing.LONG_SECONDS, pack.REPORT_EVERY = 0.0, 0.0, 0.0, 20
 encode.BATCH_DOCUMENTS, encoding_pool.usable_cores = 30, lambda: 2
 start = encoding_pool.EncodingPool.__init__

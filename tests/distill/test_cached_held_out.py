@@ -175,7 +175,8 @@ def test_training_watches_what_it_would_with_a_running_teacher(teacher, held_out
     assert len(cached) == len(online) == 3 and cached[0].keys() == online[0].keys()
     for name in cached[0]:
         assert cached[0][name] == pytest.approx(online[0][name], rel=0.01)
-        assert cached[-1][name] == pytest.approx(online[-1][name], rel=0.1)
+        # A share of few tokens moves by whole ones: two or three of 450 are the same.
+        assert cached[-1][name] == pytest.approx(online[-1][name], rel=0.1, abs=0.005)
     assert cached[0]["kl"] == pytest.approx(cached[0]["loss"]) != cached[0]["label_loss"]
 
 

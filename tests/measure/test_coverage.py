@@ -59,7 +59,7 @@ def test_the_figure_is_of_every_place_where_both_have_read_the_same_text(made, t
                 same.append(int(p[j].argmax()) == int(q[i].argmax()))
                 num_recut += not row.agrees
     found, context = measured(student, original, text, tmp_path / "out", sequences=40)
-    assert num_recut > 200
+    assert num_recut > 50
     assert found["kl_divergence"].n == found["same_top_token"].n == len(kl)
     assert found["kl_divergence"].value == pytest.approx(sum(kl) / len(kl), rel=1e-4)
     assert found["same_top_token"].value == pytest.approx(sum(same) / len(same))

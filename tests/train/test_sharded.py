@@ -115,7 +115,13 @@ def killed_within(folder, gone):
 def test_the_best_weights_so_far_are_taken_up_too(tmp_path):
     model = parent(tmp_path / "parent")
     config = CONFIG.model_copy(
-        update={"held_out": "held_out", "held_out_rows": 4, "stop_after": 1, "learning_rate": 1.0}
+        update={
+            "held_out": "held_out",
+            "held_out_rows": 4,
+            "stop_after": 1,
+            "learning_rate": 1.0,
+            "warmup": 0,
+        }
     )
     held_out = {
         "held_out": tokens(tmp_path / "held_out", countable_ids(4)).model_copy(update={"key": "held out"})
