@@ -145,5 +145,5 @@ def test_a_model_is_as_fast_after_another_runtimes_turn_as_after_its_own(backend
             ratio = statistics.median(map(of, after_other)) / statistics.median(map(of, after_itself))
             yield max(ratio, 1 / ratio)
 
-    allowed = 1.05 if os.environ.get(IDLE) else 1.5
+    allowed = 1.05 if os.environ.get(IDLE) else 2.0
     assert any(max(times_apart()) < allowed for _ in range(3))
