@@ -91,12 +91,11 @@ class EmptyProcess:
         new = [name for name in list(sys.modules) if name not in self._before]
         answer = b""
         try:
-            with os.fdopen(self._to, "w", encoding="utf-8") as to:
-                to.write("\n".join(new))
-            if select.select([self._from], [], [], timeout_seconds)[0]:
-                answer = os.read(self._from, 64)
-        except OSError:
-            pass  # it died of an import; there is no answer
+            with suppress(OSError):  # where it died of an import there is no answer
+                with os.fdopen(self._to, "w", encoding="utf-8") as to:
+                    to.write("\n".join(new))
+                if select.select([self._from], [], [], timeout_seconds)[0]:
+                    answer = os.read(self._from, 64)
         finally:
             os.close(self._from)
             with suppress(ProcessLookupError):
