@@ -175,7 +175,7 @@ def test_a_card_of_ones_own_is_added_by_a_file(tmp_path):
         ),
         (
             OWN.join(("mine: ", "")).replace("98304", "-1"),
-            "mine.memory_mib: Input should be greater than 0, found -1",
+            "mine.memory_mib: Input should be greater than or equal to 1024, found -1",
         ),
         (OWN.join(("mine: ", "")).replace("[MyCard]", "['(']"), "'(' is no regular expression"),
         ("mine: 5", "mine: "),
