@@ -17,21 +17,26 @@ from compress.backends.cuda_graph import CudaRecorder
 from compress.backends.fixed_decoding import CannotRepeat, FixedDecoder, Record
 from compress.backends.interface import Backend, Cache, Encoder, OpenOptions
 from compress.backends.positions import positions
-from compress.models.checkpoint import load_model
-from compress.models.device import default_device
+from compress.models.checkpoint import DTYPES, load_model
+from compress.models.device import default_device, fast_dtype
 from compress.models.layout import is_encoder, layout
-from compress.models.spec import read_config
+from compress.models.spec import read_config, read_spec, stored_dtype
 from compress.records import Artifact
 
 KINDS = ("hf", "packed")
 
 
 def open(artifact: Artifact, options: OpenOptions) -> Backend:
-    """Return the artifact loaded in its stored dtype. Sets the process's thread count when asked to."""
+    """Return the artifact loaded in its stored dtype, or a wider one if `widened` says so.
+
+    Sets the process's thread count when asked to.
+    """
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     device = default_device() if options.device == "auto" else options.device
-    model = load_model(artifact.path, device=device)
+    stored = DTYPES[stored_dtype(read_spec(artifact.path))]
+    dtype = fast_dtype(stored, torch.device(device).type) if options.widened else stored
+    model = load_model(artifact.path, dtype=dtype, device=device)
     config = read_config(artifact.path)
     if is_encoder(config):
         return HuggingFaceEncoder(model, layout(config).longest)

@@ -28,6 +28,9 @@ class OpenOptions(StepConfig):
     """``auto`` (CUDA when there is one), ``cpu``, ``cuda`` or ``cuda:N``."""
     num_threads: int | None = None
     """CPU threads the runtime may use; ``None`` keeps its default."""
+    widened: bool = False
+    """Compute in fp32 what is stored in narrower floats, where the device is slow in these: for scores, which are the
+    same weights' with less rounding. Time and memory are measured as stored."""
 
 
 class BackendModule(Protocol):

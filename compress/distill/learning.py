@@ -14,11 +14,10 @@ from compress.distill.objective import Distillation, Recipe
 from compress.distill.signals import TeacherSignals
 from compress.distill.teacher import load_teacher, shared_ids
 from compress.errors import InputError
-from compress.models.device import default_device
+from compress.models.device import default_device, has_fast_bf16
 from compress.plugins import Context
 from compress.records import Artifact, JsonValue
 from compress.train.distributed import Team
-from compress.train.numerics import has_fast_bf16
 
 if TYPE_CHECKING:
     from compress.distill.step import Config

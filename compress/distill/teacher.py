@@ -9,13 +9,12 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from compress.errors import InputError
 from compress.models.checkpoint import DTYPES, auto_class, load_tokenizer, quiet
-from compress.models.device import default_device
+from compress.models.device import default_device, has_fast_bf16
 from compress.models.rounded import quiet_int8, unpack_where_unfit
 from compress.models.spec import read_spec, stored_dtype
 from compress.models.token_map import mapped_ids
 from compress.models.tokenizer_json import FILE
 from compress.train.distributed import load_at_leader
-from compress.train.numerics import has_fast_bf16
 
 TeacherPrecision = Literal["auto", "bf16", "fp32", "int8", "nf4"]
 

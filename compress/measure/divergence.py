@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compress.meters.aligned import Divergences
     from compress.meters.divergence import Estimate, TextScores
 
-VERSION = 3
+VERSION = 4
 
 LEAST_COVERAGE = 0.5
 """Below this share of a text's positions a figure of those compared is no figure of the text."""
@@ -76,7 +76,7 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     perplexity, and `kl_coverage`: alone where that is too small for the three. Raises `DoesNotFit` when original and
     artifact cannot be open together.
     """
-    from compress.backends.interface import Encoder
+    from compress.backends.interface import Encoder, OpenOptions
     from compress.backends.opening import open_artifact
     from compress.data.tokens import PackedTokens
     from compress.measure.segmentation import anew, as_it_is, by_both
@@ -92,7 +92,7 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     original_ids = None if comparable else mapped_ids(artifact.path, original.path)
     related = (comparable or original_ids is not None) and original.key != artifact.key
     teacher = _with_states(_open_original(original, artifact, context), context) if related else None
-    student = open_artifact(artifact)
+    student = open_artifact(artifact, OpenOptions(widened=True))
     if original.key == artifact.key:
         student = _with_states(student, context)
     longest, size = student.num_positions, config.batch_size
@@ -173,7 +173,7 @@ def _open_original(original: Artifact, artifact: Artifact, context: Context) -> 
             )
         context.warn(f"the original does not fit on {device} beside this model: it was read on the CPU")
         device = "cpu"
-    return open_artifact(original, OpenOptions(device=device))
+    return open_artifact(original, OpenOptions(device=device, widened=True))
 
 
 def _with_states(original: "Backend", context: Context) -> "Backend":

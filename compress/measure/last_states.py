@@ -17,7 +17,7 @@ from compress.records import Artifact, ModelSpec, Outcome, Work
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf", "packed")
 PRODUCES = "states"
 INTERNAL = True
@@ -62,16 +62,17 @@ def _width(spec: ModelSpec) -> int:
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:
-    """Write ``states.bin`` ``[S, T, H]`` in the model's dtype, and ``states.json``, which says how to read it."""
+    """Write ``states.bin`` ``[S, T, H]`` in the dtype computed in, and ``states.json``, which says how to read it."""
     import torch
 
+    from compress.backends.interface import OpenOptions
     from compress.backends.opening import open_artifact
     from compress.data.tokens import PackedTokens
     from compress.meters.halving import halved, said
 
     text = PackedTokens.open(context.inputs["text"].path)
     rows_ST = text.rows(0, config.sequences or text.num_sequences)
-    backend = open_artifact(parent)
+    backend = open_artifact(parent, OpenOptions(widened=True))
     num_rows = _rows_with_room(_states(backend, rows_ST[:1]), len(rows_ST))
     with (context.folder / STATES).open("wb") as file:
         start, size = 0, config.batch_size

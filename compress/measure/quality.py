@@ -22,7 +22,7 @@ from compress.records import Artifact, Generation, Measurement, ModelSpec, Work
 if TYPE_CHECKING:
     from compress.meters.lm_eval_model import BackendLM
 
-VERSION = 2
+VERSION = 3
 
 GENERATIONS = "generations.json"
 
@@ -85,6 +85,7 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
 
     Raises `InputError` for unknown tasks and for few-shot examples that would leak answers.
     """
+    from compress.backends.interface import OpenOptions
     from compress.backends.opening import open_artifact
     from compress.measure.evaluation import answer
     from compress.meters.lm_eval_model import BackendLM
@@ -96,7 +97,7 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     tasks = load_tasks(config.tasks, demo.path if demo else None, config.task_folder)
     for leaves in tasks.values():
         prepare_few_shot(leaves, config.few_shot)
-    backend = open_artifact(artifact)
+    backend = open_artifact(artifact, OpenOptions(widened=True))
 
     def on_progress(done: int, total: int) -> None:
         context.progress(done, total, "rows")

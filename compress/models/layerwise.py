@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from compress.models.checkpoint import DTYPES, auto_class, quiet
+from compress.models.device import fast_dtype
 from compress.models.layout import Layout
 from compress.models.shards import read_shards
 from compress.models.spec import read_spec, stored_dtype
@@ -69,8 +70,8 @@ class LayerwiseModel:
     def open(
         cls, folder: Path, layout: Layout, *, device: str = "cpu", resident: bool = True
     ) -> "LayerwiseModel":
-        """Return the model of a checkpoint folder, in the dtype it is stored in."""
-        dtype = DTYPES[stored_dtype(read_spec(folder))]
+        """Return the model of a checkpoint folder, in the dtype it is stored in, or fp32 where that is slow."""
+        dtype = fast_dtype(DTYPES[stored_dtype(read_spec(folder))], torch.device(device).type)
         return cls(StoredWeights(folder), layout, dtype, device=device, resident=resident)
 
     @property

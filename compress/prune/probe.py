@@ -17,7 +17,7 @@ from compress.prune.shapes import shaped
 from compress.quantities import Count
 from compress.records import Artifact, JsonValue, Outcome
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf",)
 PRODUCES = "divergences"
 INTERNAL = True

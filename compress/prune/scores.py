@@ -9,7 +9,7 @@ from compress.prune.planning import calibrated_work, is_streamed, known_tokens
 from compress.prune.settings import SCORES, ScoreSettings
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 3
+VERSION = 4
 ACCEPTS = ("hf",)
 PRODUCES = "scores"
 INTERNAL = True

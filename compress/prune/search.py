@@ -27,7 +27,7 @@ from compress.quantities import Count
 from compress.records import Artifact, ModelSpec, Outcome, Work
 from compress.speed import start_seconds
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 

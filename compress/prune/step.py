@@ -17,7 +17,7 @@ from compress.prune.target import Size, Target, explicit_shape, shape_for
 from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 1
+VERSION = 2
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.errors import InputError
-from compress.models.device import default_device
+from compress.models.device import default_device, has_fast_bf16
 from compress.records import JsonValue, Record
 from compress.train.allocator import freed_memory_kept
 from compress.train.distributed import Team
@@ -204,14 +204,6 @@ def deterministic(warn_only: bool) -> Iterator[None]:
 def has_no_deterministic(error: BaseException) -> bool:
     """Whether an operation was refused because it has no deterministic algorithm."""
     return "does not have a deterministic implementation" in str(error)
-
-
-def has_fast_bf16(device: str) -> bool:
-    """Whether this machine multiplies bf16 matrices in hardware."""
-    if device != "cpu":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def chosen_precision(setting: Literal["auto", "bf16", "fp32"], device: str) -> Literal["bf16", "fp32"]:
