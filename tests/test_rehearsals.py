@@ -57,7 +57,10 @@ def check_plain_transformers(artifact):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "pipeline",
+    [pytest.param(p, marks=() if p.stem == "quickstart" else pytest.mark.slow, id=p.stem) for p in PIPELINES],
+)
 def test_a_shipped_pipeline_passes_its_rehearsal(pipeline, tmp_path):
     home = tmp_path / "home"
     result = compress("run", pipeline, "--test", home=home, cwd=tmp_path)

@@ -38,8 +38,9 @@ def run(folder, home, monkeypatch, pipeline=PIPELINE, batch=256, launch=""):
     return compress.run(compress.load_pipeline(file))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_students_learn_from_one_cache_and_the_record_says_how_far_it_is(tmp_path, monkeypatch):
     record = run(tmp_path, "home", monkeypatch)
     recover, again = record.step("recover"), record.step("again")

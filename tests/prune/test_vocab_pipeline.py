@@ -61,6 +61,7 @@ def test_data_is_tokenized_for_the_nearest_ancestor_that_rewrote_the_tokenizer(p
     assert plan["recover"].spec.config["vocab_size"] == 528 and plan["more"].spec.config["vocab_size"] == 480
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_a_pruned_vocabulary_recovers_and_is_measured_in_its_own_ids(pipeline, tmp_path):
     environment = {**os.environ, "COMPRESS_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}

@@ -144,6 +144,7 @@ def test_a_checkpoint_under_way_is_due_again_when_it_is_whole(tmp_path, monkeypa
     assert checkpoints.exist and checkpoints.write_seconds >= 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [StopsAfter, DiesAt])
 def test_a_team_too_trains_on_while_it_writes_and_goes_on_from_what_is_whole(tmp_path, monkeypatch, kind):
     slow, steps_meanwhile = Slow(monkeypatch, 0.1), []
