@@ -282,3 +282,12 @@ def test_texts_that_cannot_be_learned_from_are_refused(checkpoint, tmp_path, nam
     (tmp_path / "text.txt").write_text("one\n\ntwo")
     with pytest.raises(InputError, match=message):
         scaffold(str(checkpoint(SMALL)), texts=[str(tmp_path / name)])
+
+
+def test_groups_that_do_not_divide_what_was_pruned_are_refused_with_the_setting_to_change(gemma):
+    width, rtn = plugins.step("prune.width"), plugins.step("quantize.rtn")
+    half = {"target": {"params": "50%"}}
+    with pytest.raises(InputError, match=r"divide the 320 inputs.*`align: \{hidden: 128, ffn: 128\}`"):
+        rtn.predict(width.predict(gemma, width.Config(**half)), rtn.Config())
+    aligned = width.predict(gemma, width.Config(**half, align={"hidden": 128, "ffn": 128}))
+    assert rtn.predict(aligned, rtn.Config()).weight_bytes < aligned.weight_bytes
