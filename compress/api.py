@@ -3,8 +3,9 @@
 import contextlib
 import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from compress.engine.store import Store
 from compress.errors import InputError, nearest
 from compress.pipeline.json_schema import pipeline_schema
 from compress.pipeline.plan import Plan
-from compress.pipeline.scaffold import scaffold
 from compress.pipeline.schema import Pipeline, load_pipeline
 from compress.records import RunRecord
 
@@ -44,6 +44,29 @@ def make_plan(pipeline: Pipeline, *, rehearsal: bool = False, assume: bool = Fal
     from compress.pipeline import planner
 
     return planner.make_plan(pipeline, Store().memo, rehearsal, assume)
+
+
+def scaffold(model: str, target: str = "50%", texts: Sequence[str] = ()) -> str:
+    """Return a commented pipeline for a checkpoint, planned before it is handed over, with the time that takes.
+
+    model: a local folder, or a hub id. target, texts: as `compress init` has them. It is sized for the machine that is
+    planned for (`machine.planning_for`). Raises `InputError` for what cannot work.
+    """
+    from compress.pipeline.scaffold import scaffold as write
+
+    return write(model, target, texts, _planned_seconds)
+
+
+def _planned_seconds(text: str) -> dict[str, float]:
+    """Return how long each node of a pipeline takes, given the file's text."""
+    from compress.engine.plan_table import seconds_by_node
+    from compress.engine.rates import Rates
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        path.write_text(text, encoding="utf-8")
+        plan = make_plan(load_pipeline(path), assume=True)
+    return seconds_by_node(plan, Rates(Store().root))
 
 
 def run(

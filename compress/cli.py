@@ -226,23 +226,40 @@ def export(student: str, folder: Path) -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("--target", default="50%", show_default=True, help="Parameters to keep: 50%, 4.0B, 350M.")
+@click.option(
+    "--target",
+    default="50%",
+    show_default=True,
+    help="Parameters to keep: 50%, 4.0B, 350M. Where a large vocabulary is cut, a share is of the other parameters.",
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="FILE",
+    help="Text of yours to learn from and be measured on: a file, or a folder of .txt and .md; may be repeated.",
+)
+@DEVICE
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="File to write; standard output by default."
 )
-def init(model: str, target: str, output: Path | None) -> None:
+def init(model: str, target: str, texts: Sequence[str], device: str | None, output: Path | None) -> None:
     """Write a commented pipeline for a checkpoint: a local folder or a hub id.
 
-    Example: compress init ./my-checkpoint -o my.yaml
+    Example: compress init ./my-checkpoint --text my_texts -o my.yaml
+
+    It is sized for this machine, or for that of --device: tokens to train on, items and lengths to measure.
     """
     from compress import api
+    from compress.machine import machine_named, planning_for, this_machine
 
-    text = api.scaffold(model, target)
+    if output is not None and output.exists():
+        raise InputError(f"{output} exists already; name another file")
+    with planning_for(this_machine() if device is None else machine_named(device)):
+        text = api.scaffold(model, target, texts)
     if output is None:
         click.echo(text, nl=False)
         return
-    if output.exists():
-        raise InputError(f"{output} exists already; name another file")
     output.write_text(text, encoding="utf-8")
     click.echo(f"{output} written. Next: compress run {output} --test, then compress run {output}")
 

@@ -96,6 +96,23 @@ def test_a_plain_checkpoint_goes_through_init_and_run(family, has_tokenizer, tmp
     assert leaf.name in (target / "README.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "olmoe", "gemma3_text", "qwen3", "bert"])
+def test_what_is_written_for_a_family_is_valid_and_passes_its_rehearsal(family, tmp_path):
+    home = tmp_path / "home"
+    write_tiny(tmp_path / "checkpoint", family)
+    for command in (
+        ("init", "checkpoint", "-o", "my.yaml"),
+        ("validate", "my.yaml"),
+        ("run", "my.yaml", "--test"),
+    ):
+        result = compress(*command, home=home, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    record = find_run(next(home.glob("runs/*/run.json")).parent.name, home)
+    assert record.status == "done" and all(step.predicted == step.realized for step in record.steps)
+
+
 def write_byte_tokenizer(folder):
     from compress.data import tokenizer
     from tests.fakes import FakeContext

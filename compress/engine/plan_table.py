@@ -70,6 +70,20 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     )
 
 
+def seconds_by_node(plan: Plan, rates: Rates) -> dict[str, float]:
+    """Return how long models, what is prepared for them, and their measurements take where none is there yet.
+
+    All together that is what `plan_table` says of a plan of which nothing is done.
+    """
+    shown = [
+        each
+        for model in plan.models
+        for each in (*plan.prepared_for(model.name), model, *plan.measurements_of(model.name))
+        if each.given is None
+    ]
+    return {node.name: rates.seconds(node) or 0.0 for node in shown}
+
+
 def _premises(plan: Plan, machine: Machine) -> Iterator[str]:
     """Yield the machine that is planned for, and what was not looked up."""
     if is_elsewhere():

@@ -40,7 +40,7 @@ class Recorder:
             *map(ChildRecord.model_validate, made.get("children", ())),
         )
         facts = dict(artifact.facts)
-        if node.role == "original":
+        if node.role == "original" or node.kind != "hf":
             facts["vocabulary_bytes"] = vocabulary_bytes(artifact.spec)
         measurements, generations = self._measured(node, artifacts)
         return StepRecord(

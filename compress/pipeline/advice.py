@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator
 
 from compress import plugins
 from compress.pipeline.plan import Node, Plan
-from compress.pipeline.vocabulary import vocabulary_remark
+from compress.pipeline.vocabulary import size_remark, vocabulary_remark
 from compress.plugins import Planned
 
 
@@ -24,12 +24,24 @@ def advice(plan: Plan, done: Container[str]) -> list[str]:
         if hasattr(module, "advise")
         for line in module.advise(kinds[use])
     ]
-    return [*plan.remarks, *said, *(_of_vocabulary(plan) if kinds else [])]
+    return [*plan.remarks, *said, *([*_of_vocabulary(plan), *_of_sizes(plan)] if kinds else [])]
 
 
 def _of_vocabulary(plan: Plan) -> list[str]:
     specs = [node.spec for node in plan.models if node.role == "original" and node.spec is not None]
     return [line for spec in specs for line in vocabulary_remark(spec, {node.use for node in plan.models})]
+
+
+def _of_sizes(plan: Plan) -> Iterator[str]:
+    """Yield a line for each quantized or exported model that is not smaller for it, or is mostly vocabulary."""
+    uses = {node.use for node in plan.models}
+    for node in plan.models:
+        parent = plan.model_before(node)
+        if node.kind == "hf" or node.rival_of or node.spec is None or parent is None:
+            continue
+        before = plan[parent].spec
+        if before and (line := size_remark(node.name, node.spec, parent, before, uses)):
+            yield line
 
 
 def _planned(node: Node, plan: Plan) -> Planned:

@@ -33,7 +33,7 @@ def _of_writers(pipeline: Pipeline) -> list[str]:
     """Return the settings that only models that write can meet."""
     evaluate, gates = pipeline.evaluate, pipeline.gates
     asked = {
-        "evaluate: tasks": evaluate.tasks != Evaluate().tasks,
+        "evaluate: tasks": evaluate.tasks not in ((), Evaluate().tasks),
         "evaluate: prompts": bool(evaluate.prompts),
         "gates: max_quality_drop": gates is not None and gates.max_quality_drop is not None,
         "gates: min_accuracy": gates is not None and gates.min_accuracy is not None,

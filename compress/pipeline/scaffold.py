@@ -1,52 +1,60 @@
-"""The commented pipeline that ``compress init`` writes: a good first recipe, sized to the checkpoint it is for.
+"""The commented pipeline that ``compress init`` writes: a good first recipe, for a checkpoint and a machine.
 
-Sizes are not guessed: the predictions that `plan` prints choose the shape and the quantization groups, so what is
-written here can run. A model under 50M parameters gets settings for minutes on a laptop, a larger one for a GPU.
+`cuts` chooses what is pruned, `sizing` how much is read, trained and measured; here the steps that an architecture has
+no place for are left out, with the reason, and all is put into words.
 """
 
 import json
 import re
-from contextlib import suppress
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from compress import plugins
 from compress.errors import HubUnavailable, InputError
-from compress.pipeline.complaints import complaints
+from compress.machine import planned_machine
+from compress.pipeline.cuts import Cuts, cuts, group_size, predicted, refusal
+from compress.pipeline.sizing import VOCABULARY_TOKENS, scale
 from compress.quantities import format_count
 from compress.records import ModelSpec
 
-SMALL_PARAMETERS = 50_000_000
-"""Below this a laptop's CPU will do."""
-SMALL_TRAINING_FLOPS = 3e13
-"""About what two CPU cores do in five minutes."""
-MANY_LAYERS = 16
-"""From here on some layers go as well: fewer layers answer faster than narrower ones."""
-DEPTH_SHARE = "85%"
 BYTES_VOCABULARY = 259
-GROUP_SIZES = (128, 64, 32, 16)
+TEXT_SUFFIXES = (".txt", ".md")
+LINE = 110
+
+Timed = Callable[[str], Mapping[str, float]]
+"""Seconds of every node that a pipeline's text plans, by name."""
 
 
-def scaffold(model: str, target: str = "50%") -> str:
+def scaffold(model: str, target: str = "50%", texts: Sequence[str] = (), timed: Timed | None = None) -> str:
     """Return the text of a pipeline for a checkpoint: a local folder, or a hub id whose configuration is fetched.
 
-    target: parameters to keep, as ``50%``, ``4.0B`` or ``350M``. Raises `InputError` for a checkpoint or a target
-    that cannot work.
+    target: parameters to keep, as ``50%``, ``4.0B`` or ``350M``. texts: files, or folders of them, to calibrate with,
+    learn from and be measured on; without them the built-in demo world is. timed: what planning it says; without, the
+    file does not say how long it takes. Raises `InputError` for a checkpoint, a target or texts that cannot work.
     """
+    source, spec, has_tokenizer_json = _source(model)
+    values = source | _steps(spec, cuts(spec, target, has_tokenizer_json))
+    values |= {"texts": [_quoted(path) for path in _text_files(texts)], "times": None}
+    text = _rendered(values)
+    return text if timed is None else _rendered({**values, "times": _times(values, timed(text))})
+
+
+def _rendered(values: Mapping[str, Any]) -> str:
     from jinja2 import Environment, StrictUndefined
 
-    source, spec = _source(model)
     template = files("compress.pipeline").joinpath("scaffold.yaml.jinja").read_text(encoding="utf-8")
-    values = source | _pruning(spec, target) | _scale(spec)
     environment = Environment(undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True)
+    environment.filters |= {"count": format_count, "comment": _comment, "files": _files}
     return environment.from_string(template).render(values)
 
 
-def _source(model: str) -> tuple[dict[str, Any], ModelSpec]:
-    """Return what the ``model:`` section says, and the model."""
+def _source(model: str) -> tuple[dict[str, Any], ModelSpec, bool]:
+    """Return what the ``model:`` section says, the model, and whether its tokenizer can be rewritten."""
     folder = Path(model).expanduser()
     name = re.sub(r"[^a-z0-9]+", "-", folder.absolute().name.lower()).strip("-")[:40] or "model"
     source = {"name": f"{name}-compressed", "id": None, "bytes_tokenizer": False, "was_asked": True}
@@ -54,12 +62,10 @@ def _source(model: str) -> tuple[dict[str, Any], ModelSpec]:
         download = plugins.internal("models.download")
         config, was_asked = _looked_up(download, model)
         spec: ModelSpec = download.predict(None, config)
-        return source | {"id": model, "family": spec.model_type, "was_asked": was_asked}, spec
+        return source | {"id": model, "family": spec.model_type, "was_asked": was_asked}, spec, True
     spec = plugins.internal("models.spec").read_spec(folder)
-    return source | {
-        "path": _quoted(folder.absolute()),
-        "bytes_tokenizer": _lacks_tokenizer(folder, spec),
-    }, spec
+    place = {"path": _quoted(folder.absolute()), "bytes_tokenizer": _lacks_tokenizer(folder, spec)}
+    return source | place, spec, (folder / "tokenizer.json").exists()
 
 
 def _looked_up(download: Any, model: str) -> tuple[Any, bool]:
@@ -85,81 +91,86 @@ def _lacks_tokenizer(folder: Path, spec: ModelSpec) -> bool:
     return True
 
 
-def _pruning(spec: ModelSpec, target: str) -> dict[str, Any]:
-    """Return what the steps say: how many parameters stay, by which cuts, and in which groups they are quantized."""
-    goal = _predicted("prune.width", spec, target={"params": target}).num_parameters
-    has_depth = spec.config["num_hidden_layers"] >= MANY_LAYERS and goal < 0.8 * spec.num_parameters
-    start = _predicted("prune.depth", spec, target={"params": DEPTH_SHARE}) if has_depth else spec
-    wanted = format_count(goal) if has_depth else target
-    settings, student, group = _student(start, wanted)
-    return {
-        "before": format_count(spec.num_parameters),
-        "after": format_count(student.num_parameters),
-        "share": f"{100 * student.num_parameters / spec.num_parameters:.0f}%",
-        "goal": wanted,
-        "depth": DEPTH_SHARE if has_depth else None,
-        "width_settings": "".join(f", {key}: {_flow(value)}" for key, value in settings.items()),
-        "student_group": group,
-        "original_group": _group_size(spec),
-    }
-
-
-def _student(spec: ModelSpec, wanted: str) -> tuple[dict[str, Any], ModelSpec, int | None]:
-    """Return settings that narrow a model, the result, and its group size: a way that has one where there is one."""
-    plain = _predicted("prune.width", spec, target={"params": wanted})
-    step = 16 if spec.num_parameters < SMALL_PARAMETERS else 64
-    aligned = {"align": {"hidden": step, "ffn": step}}
-    for settings in ({}, aligned, {**aligned, "axes": ["ffn", "hidden"]}):
-        with suppress(InputError):  # other sizes than the plain way's may not reach the target
-            student = _predicted("prune.width", spec, target={"params": wanted}, **settings)
-            if size := _group_size(student):
-                return settings, student, size
-    return {}, plain, None
-
-
-def _predicted(use: str, spec: ModelSpec, **settings: Any) -> ModelSpec:
-    """Return what a step makes of a model. Raises `InputError` for settings it does not take."""
-    step = plugins.step(use)
-    try:
-        config = step.Config.model_validate(settings)
-    except ValidationError as error:
+def _text_files(texts: Sequence[str]) -> list[Path]:
+    """Return the files that are meant. Raises `InputError` for what is not there, or leaves nothing to hold out."""
+    if not texts:
+        return []
+    data = plugins.internal("data.files")
+    found: list[Path] = []
+    for text in texts:
+        place = Path(text).expanduser().absolute()
+        inside = sorted(each for each in place.rglob("*") if each.suffix in TEXT_SUFFIXES and each.is_file())
+        if place.is_dir() and not inside:
+            raise InputError(f"--text {text}: no file in this folder ends in {' or '.join(TEXT_SUFFIXES)}")
+        found += inside if place.is_dir() else [data.require_file(str(place))]
+    source: Any = plugins.load("data.sources", "text")
+    heldout = source.Config(paths=tuple(map(str, found)), split="heldout")
+    if not list(islice(source.documents(heldout, 0), 1)):
         raise InputError(
-            "\n".join(said for _, said in complaints(error, step.Config, settings, use))
-        ) from error
-    return step.predict(spec, config)
+            f"--text: fewer than {source.HELD_OUT_EVERY} texts, parted by blank lines, in {', '.join(texts)}: every "
+            f"{source.HELD_OUT_EVERY}th is held out to measure with, so give more of them"
+        )
+    return found
 
 
-def _group_size(spec: ModelSpec) -> int | None:
-    """Return the largest group that divides every layer of a model, or `None`."""
-    for size in GROUP_SIZES:
-        try:
-            _predicted("quantize.rtn", spec, bits=4, group_size=size)
-        except InputError:
-            continue
-        return size
-    return None
-
-
-def _scale(spec: ModelSpec) -> dict[str, Any]:
-    """Return the figures that follow from the model's size and the longest sequence it accepts."""
-    parameters, is_small = spec.num_parameters, spec.num_parameters < SMALL_PARAMETERS
-    positions = int(spec.config.get("max_position_embeddings") or 2048)
-    # A trained token costs about 6 operations a parameter of the student (half) and 2 a parameter of the teacher.
-    tokens = (
-        min(2e6, SMALL_TRAINING_FLOPS / (5 * parameters)) if is_small else 50e6 if parameters < 1e9 else 100e6
-    )
-    length = min(positions, 128 if is_small else 2048)
+def _steps(spec: ModelSpec, pruned: Cuts) -> dict[str, Any]:
+    """Return all that the template says of models, steps and sizes."""
+    student = pruned.student
+    no_distill = refusal("distill", student, teacher="original", tokens=1_000_000)
+    size = scale(spec, student, can_learn=no_distill is None)
+    group = group_size(student)
+    packed = predicted("quantize.rtn", student, bits=4, group_size=group) if group else student
+    taken = {
+        "vocabulary": pruned.vocabulary, "shorten": pruned.layers, "narrow": pruned.params,
+        "recover": no_distill is None,
+    }  # fmt: skip
     return {
-        "length": length,
-        "tokens": format_count(float(f"{tokens:.1g}")),
-        "rate": "1e-3" if is_small else "1e-4",
-        "calibration": 128 if is_small else 512,
-        "items": 200 if is_small else 500,
-        "batch_sizes": [1] if is_small else [1, 8],
-        "prompt": min(length // 2, 64 if is_small else 512),
-        "new": max(2, min(length // 4, 32 if is_small else 128)),
-        "where": "minutes on a laptop" if is_small else "on a GPU that holds the model twice",
+        **asdict(pruned),
+        **size.model_dump(),
+        "on_card": planned_machine().card is not None,
+        "before": spec.num_parameters,
+        "after": student.num_parameters,
+        "num_layers": plugins.internal("models.layout").layout(spec.config).num_layers,
+        "num_tokens": spec.config.get("vocab_size"),
+        "width_settings": "".join(f", {key}: {_flow(value)}" for key, value in pruned.width.items()),
+        "last": next((name for name, is_taken in reversed(taken.items()) if is_taken), "original"),
+        "is_encoder": plugins.internal("models.layout").is_encoder(spec.config),
+        "pool": max(size.tokens, VOCABULARY_TOKENS) if pruned.vocabulary else size.tokens,
+        "student_group": group,
+        "original_group": group if group and group_size(spec, student) == group else group_size(spec),
+        "no_distill": no_distill,
+        "no_integers": None if group else refusal("quantize.rtn", student, bits=4, group_size=16),
+        "no_onnx": refusal("export.onnx", packed),
     }
+
+
+def _times(values: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, str]:
+    """Return how long all of it takes, its recovery, and one with enough tokens."""
+    recovery = seconds.get("recover", 0.0)
+    return {
+        "total": _about(sum(seconds.values())),
+        "recovery": _about(recovery),
+        "enough": _about(recovery * values["enough"] / max(1, values["tokens"])),
+    }
+
+
+def _about(seconds: float) -> str:
+    """Return a time as a person says it: ``20 min``, ``7 h``, ``13 days``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def _files(paths: Sequence[str]) -> str:
+    """Return paths as a list in YAML, one a line where there are several."""
+    return f"[{paths[0]}]" if len(paths) == 1 else "[\n    " + ",\n    ".join(paths) + "]"
+
+
+def _comment(text: str, begin: str) -> str:
+    """Return text as comment lines that begin so."""
+    return textwrap.fill(" ".join(text.split()), LINE, initial_indent=begin, subsequent_indent=begin)
 
 
 def _flow(value: object) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from compress.environment import available_memory_bytes
 from compress.machine import planned_machine
 from compress.models.effort import calls_per_pass, opened_bytes, opening, reading
-from compress.models.layout import Layout, layout
+from compress.models.layout import Layout, WidthAxis, layout
 from compress.models.spec import stored_dtype
 from compress.plugins import texts_of
 from compress.records import DTYPE_BYTES, ModelSpec, TensorSpec, Work
@@ -22,6 +22,8 @@ ACTIVATION_BYTES = 2**30
 REFITS = 3.0
 """Forward passes that refitting takes beyond scoring: the parent's, and the student's as far as each of its maps."""
 
+REHEARSED_ALIGNMENT: dict[WidthAxis, int] = {"hidden": 16}
+"""So that the smallest groups of quantization divide what is left of a rehearsal's tiny model."""
 
 CALLS_PER_REFIT = 400
 """Operations for a layer and a batch: hooks, sums, and the maps run again with their new weights."""

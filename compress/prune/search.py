@@ -18,7 +18,15 @@ from compress.models.effort import flops_per_token, opening
 from compress.models.layout import Layout, layout
 from compress.plugins import Context, DataRef, ModelRef, Prepared
 from compress.prune.interface import Unit, importance
-from compress.prune.planning import float_bytes, is_streamed, known_tokens, pruned_spec, pruning_work, trying
+from compress.prune.planning import (
+    REHEARSED_ALIGNMENT,
+    float_bytes,
+    is_streamed,
+    known_tokens,
+    pruned_spec,
+    pruning_work,
+    trying,
+)
 from compress.prune.probe import TrialSettings, wanted_scores
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, shape_for
@@ -132,12 +140,12 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
 
 
 def rehearse(config: Config) -> Config:
-    """Return settings that fit a tiny model: a relative target, its own alignment, few candidates, few tokens."""
+    """Return settings that fit a tiny model: a relative target, sizes for the smallest groups, few candidates."""
     kind, _ = config.target.budget
     target = Target.model_validate({kind: "70%", **({"context": 32} if kind == "latency" else {})})
     few = {"candidates": 2, "tokens": 512, "trial_tokens": 256}
     recover = {"recover_tokens": None if config.recover_tokens is None else 1024}
-    return config.model_copy(update={"target": target, "align": {}, **few, **recover})
+    return config.model_copy(update={"target": target, "align": REHEARSED_ALIGNMENT, **few, **recover})
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

@@ -10,7 +10,14 @@ from pydantic import Field
 from compress.models.layout import Layout, layout
 from compress.plugins import Context, Prepared
 from compress.prune.interface import Unit, importance
-from compress.prune.planning import float_bytes, is_streamed, known_tokens, pruned_spec, pruning_work
+from compress.prune.planning import (
+    REHEARSED_ALIGNMENT,
+    float_bytes,
+    is_streamed,
+    known_tokens,
+    pruned_spec,
+    pruning_work,
+)
 from compress.prune.settings import CompensationSettings, ScoreSettings
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, explicit_shape, shape_for
@@ -73,8 +80,10 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
 
 
 def rehearse(config: Config) -> Config:
-    """Return settings that fit a tiny model: a relative target, its own alignment, few tokens."""
-    return config.model_copy(update={"target": Target(params="70%"), "align": {}, "tokens": 512})
+    """Return settings that fit a tiny model: a relative target, sizes that the smallest groups divide, few tokens."""
+    return config.model_copy(
+        update={"target": Target(params="70%"), "align": REHEARSED_ALIGNMENT, "tokens": 512}
+    )
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

@@ -14,7 +14,14 @@ from compress.errors import InputError
 from compress.models.layout import Layout, WidthAxis, layout
 from compress.plugins import Context, Prepared
 from compress.prune.interface import Unit, importance
-from compress.prune.planning import float_bytes, is_streamed, known_tokens, pruned_spec, pruning_work
+from compress.prune.planning import (
+    REHEARSED_ALIGNMENT,
+    float_bytes,
+    is_streamed,
+    known_tokens,
+    pruned_spec,
+    pruning_work,
+)
 from compress.prune.settings import CompensationSettings, ScoreSettings
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, explicit_shape, shape_for
@@ -68,9 +75,11 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
 
 
 def rehearse(config: Config) -> Config:
-    """Return settings that fit a tiny model: a relative target, its own alignment, few tokens."""
+    """Return settings that fit a tiny model: a relative target, sizes that the smallest groups divide, few tokens."""
     share = "90%" if config.axes and set(config.axes) <= {"kv_groups", "heads"} else "60%"
-    return config.model_copy(update={"target": Target(params=share), "align": {}, "tokens": 512})
+    return config.model_copy(
+        update={"target": Target(params=share), "align": REHEARSED_ALIGNMENT, "tokens": 512}
+    )
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

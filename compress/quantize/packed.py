@@ -124,7 +124,8 @@ def _check_groups(weights: dict[str, TensorSpec], group_size: int) -> None:
             fitting = ", ".join(str(size) for size in (256, 128, 64, 32, 16) if common % size == 0)
             raise InputError(
                 f"group_size: {group_size} does not divide the {weight.shape[1]} inputs of {name}. "
-                f"Sizes that divide every quantized layer: {fitting or 'none; skip the layers that do not fit'}"
+                f"Sizes that divide every quantized layer: {fitting or 'none; skip the layers that do not fit'}. Where "
+                f"prune.width made it so narrow, `align: {{hidden: {group_size}, ffn: {group_size}}}` makes it fit"
             )
 
 

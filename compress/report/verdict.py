@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from compress.records import GateResult, Measurement, RunRecord, StepRecord
 from compress.report import doubts, figures, rivals, runtimes, speed, units
 from compress.report.finding import Finding, Tone
+from compress.report.growth import SHRINKS, grown
 from compress.report.looks import did_not_help
 from compress.report.rivals import beats_on_size
 
@@ -23,9 +24,6 @@ GATE_UNITS = {"accuracy": "share", "kl_divergence": "nats/token"}
 
 LARGE_VOCABULARY = 1 / 3
 """Share of a model's bytes from which on its vocabulary is worth a word."""
-
-SHRINKS = "prune.vocab"
-"""The step that drops tokens."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def judge(run: RunRecord) -> Verdict:
         findings += [*doubts.other_model(best), *runtimes.findings(run, best), *rivals.findings(run, best)]
         findings += [*_guessing(run, best), *speed.doubt(run, best), *_choice(run, best)]
         findings += [finding for step in run.steps for finding in did_not_help(step)]
-    findings += [*_sizes(run), *_vocabulary(run), *_warnings(run), *_effort(run)]
+    findings += [*_sizes(run), *_vocabulary(run), *grown(run), *_warnings(run), *_effort(run)]
     return Verdict(tone, headline, best, tuple(findings))
 
 

@@ -89,8 +89,10 @@ def steps(
     if again:
         flops += flops_per_token(spec, span) - 2.0 * _head_parameters(spec)
     if teacher is not None:
-        flops += flops_per_token(teacher, span)
-        traffic += bytes_per_token(teacher) + _loss_bytes(teacher)
+        # Of its output layer only the rows of ids that the student has are multiplied.
+        unasked = max(0, _vocabulary(teacher) - _vocabulary(spec)) * int(layout(teacher.config).hidden)
+        flops += flops_per_token(teacher, span) - 2.0 * unasked
+        traffic += bytes_per_token(teacher) + min(_loss_bytes(teacher), _loss_bytes(spec))
         calls += calls_per_pass(teacher)
         moved += teacher.weight_bytes
         flops, traffic = flops * DISTILLING, traffic * DISTILLING
@@ -141,7 +143,11 @@ def _is_recomputed(
 
 def _loss_bytes(spec: ModelSpec) -> float:
     """Return what is read and written of a token's logits, in fp32."""
-    return 4.0 * PASSES_OVER_LOGITS * int(spec.config.get("vocab_size") or 0)
+    return 4.0 * PASSES_OVER_LOGITS * _vocabulary(spec)
+
+
+def _vocabulary(spec: ModelSpec) -> int:
+    return int(spec.config.get("vocab_size") or 0)
 
 
 def _head_parameters(spec: ModelSpec) -> int:

@@ -57,6 +57,16 @@ def test_each_file_can_be_a_document(tmp_path):
     assert list(text.documents(config, 0)) == ["b\n\nb", "a\n\na"]
 
 
+def test_a_split_holds_every_tenth_document_out_and_is_another_text(tmp_path, memo):
+    path = tmp_path / "a"
+    path.write_text("\n\n".join(f"text {number}" for number in range(25)))
+    whole, train, heldout = (text.Config(paths=(str(path),), split=s) for s in ("all", "train", "heldout"))
+    held = list(text.documents(heldout, 0))
+    assert held == ["text 9", "text 19"]
+    assert [*text.documents(train, 0)] == [each for each in text.documents(whole, 0) if each not in held]
+    assert len({text.digest(config, memo) for config in (whole, train, heldout)}) == 3
+
+
 def test_a_digest_follows_the_content_and_not_the_path(tmp_path, memo):
     for name, content in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / name).write_text(content)

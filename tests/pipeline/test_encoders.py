@@ -46,6 +46,11 @@ def test_an_encoder_is_measured_by_all_but_answers(plan, rehearsal):
     ]
 
 
+def test_an_encoder_may_be_asked_for_no_tasks(plan):
+    without = plan("evaluate: {tasks: []}\n" + STEP)
+    assert [node.name for node in without.models] == ["original", "narrow"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

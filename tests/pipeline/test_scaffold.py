@@ -6,10 +6,12 @@ from safetensors.numpy import save_file
 
 from compress import plugins
 from compress.errors import HubUnavailable, InputError
+from compress.machine import Machine, machine_named, planning_for
 from compress.models import download
 from compress.models.layout import spec_from_config
 from compress.pipeline.scaffold import scaffold
 from compress.pipeline.schema import load_pipeline
+from compress.pipeline.vocabulary import vocabulary_parameters
 
 SMALL = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 300, "hidden_size": 128,
@@ -39,6 +41,26 @@ def checkpoint(tmp_path):
         return folder
 
     return write
+
+
+GEMMA = {
+    "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "vocab_size": 262144, "hidden_size": 640,
+    "intermediate_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1,
+    "head_dim": 256, "max_position_embeddings": 32768, "sliding_window": 512, "tie_word_embeddings": True,
+}  # fmt: skip
+"""Gemma 3 270M: 63 % of it is its embedding."""
+
+
+@pytest.fixture
+def gemma(monkeypatch):
+    config = download.Config(id="google/gemma-3-270m", commit="0" * 40, config=GEMMA)
+    monkeypatch.setattr(download, "resolve", lambda repository, revision: config)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    return spec_from_config(GEMMA, "BF16")
+
+
+def outside(spec):
+    return spec.num_parameters - vocabulary_parameters(spec)
 
 
 @pytest.fixture
@@ -110,11 +132,12 @@ def test_a_vocabulary_too_small_for_bytes_is_refused(checkpoint):
 
 
 def test_a_hub_model_is_sized_from_its_configuration_alone(hub, loaded):
-    pipeline = loaded(scaffold("Qwen/Qwen3-8B", "4.0B"))
+    with planning_for(machine_named("h100-80gb")):
+        pipeline = loaded(scaffold("Qwen/Qwen3-8B", "4.0B"))
     assert (pipeline.model.id, pipeline.model.family) == ("Qwen/Qwen3-8B", "qwen3")
     assert [step.use for step in pipeline.steps][:3] == ["prune.depth", "prune.width", "distill"]
     assert student(pipeline, spec_from_config(LARGE, "BF16")).num_parameters == pytest.approx(4e9, rel=0.05)
-    assert pipeline.steps[2].config.tokens == 100_000_000
+    assert 3e7 < pipeline.steps[2].config.tokens < 3e8
     assert pipeline.data["recovery"].sequence_length == 2048
     assert pipeline.steps[3].config.group_size == 128
 
@@ -175,3 +198,96 @@ def test_a_known_model_of_the_hub_is_sized_offline_and_the_file_says_so(monkeypa
     assert "The hub was not asked" in text and loaded(text).model.id == "Qwen/Qwen3-8B"
     with pytest.raises(HubUnavailable):
         scaffold("owner/unknown")
+
+
+def test_a_large_vocabulary_is_cut_first_and_a_share_is_of_the_rest(gemma, loaded):
+    with planning_for(Machine()):
+        text = scaffold("google/gemma-3-270m", "60%")
+    pipeline = loaded(text)
+    assert [step.use for step in pipeline.steps][:4] == [
+        "prune.vocab",
+        "prune.depth",
+        "prune.width",
+        "distill",
+    ]
+    assert pipeline.steps[0].config.corpus == "recovery"
+    left = student(pipeline, gemma)
+    assert left.config["vocab_size"] == 32_000
+    assert outside(left) == pytest.approx(0.6 * outside(gemma), rel=0.03)
+    assert "of the parameters outside embedding and head" in text
+
+
+def test_all_groups_are_of_one_size_so_that_no_rival_is_measured_twice(gemma, loaded):
+    pipeline = loaded(scaffold("google/gemma-3-270m", "60%"))
+    quantized = [*pipeline.steps, *(rival.steps[-1] for rival in pipeline.baselines)]
+    sizes = {step.config.group_size for step in quantized if step.use == "quantize.rtn"}
+    assert len(sizes) == 1 and sizes.pop() >= 32
+
+
+@pytest.mark.parametrize(
+    ("target", "uses"), [("100M", ["prune.vocab", "prune.width"]), ("200M", ["prune.vocab"])]
+)
+def test_a_number_is_the_whole_of_what_is_left(gemma, loaded, target, uses):
+    pipeline = loaded(scaffold("google/gemma-3-270m", target))
+    assert [step.use for step in pipeline.steps if step.use.startswith("prune.")] == uses
+    assert student(pipeline, gemma).num_parameters == pytest.approx(float(target[:-1]) * 1e6, rel=0.02)
+
+
+def test_a_small_vocabulary_and_one_that_cannot_be_rewritten_are_left_alone(checkpoint, hub, loaded):
+    for model in (str(checkpoint({**GEMMA, "num_hidden_layers": 1}, tokenizer=True)), "Qwen/Qwen3-8B"):
+        assert "prune.vocab" not in [step.use for step in loaded(scaffold(model)).steps]
+
+
+def test_two_cores_are_given_what_they_do_in_a_while_and_a_card_more(gemma, loaded):
+    figures = {}
+    for name in ("cpu", "h100-80gb"):
+        with planning_for(machine_named(name)):
+            figures[name] = loaded(scaffold("google/gemma-3-270m", "60%"))
+    (cpu, card) = figures.values()
+    tokens, many = (next(s for s in p.steps if s.use == "distill").config.tokens for p in (cpu, card))
+    assert 50_000 <= tokens <= 500_000 < many
+    assert 256 <= cpu.data["recovery"].sequence_length <= 512 < card.data["recovery"].sequence_length
+    assert cpu.evaluate.samples < card.evaluate.samples and cpu.profile.batch_sizes == (1,)
+
+
+def test_the_file_says_how_long_it_takes_and_what_would_be_better(gemma):
+    with planning_for(Machine()):
+        text = scaffold("google/gemma-3-270m", "60%", timed=lambda _: {"original": 600.0, "recover": 1200.0})
+    head = " ".join(line.removeprefix("#").strip() for line in text.partition("version:")[0].splitlines())
+    assert "this machine: 2 processor cores" in head
+    assert "about 30 min in all, 20 min of it recovery" in head
+    assert "would be better, and take" in head and "days here" in head
+
+
+def test_ones_own_texts_are_learned_from_and_every_tenth_is_held_out(checkpoint, loaded, tmp_path):
+    folder = tmp_path / "mine"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.txt", "more/b.md", "c.jpg"):
+        (folder / name).write_text("\n\n".join(f"text {number}" for number in range(8)))
+    pipeline = loaded(scaffold(str(checkpoint(SMALL)), texts=[str(folder)]))
+    read = {name: (data.source, data.settings.split) for name, data in pipeline.data.items()}
+    assert read == {name: ("text", "heldout" if name == "heldout" else "train") for name in read}
+    paths = tuple(str(folder / name) for name in ("a.txt", "more/b.md"))
+    assert {data.settings.paths for data in pipeline.data.values()} == {paths}
+    assert pipeline.evaluate.tasks == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("tetx.txt", r"did you mean 'text.txt'"), ("empty", r"no file in this folder ends in \.txt or \.md"),
+     ("text.txt", r"fewer than 10 texts, parted by blank lines")],
+)  # fmt: skip
+def test_texts_that_cannot_be_learned_from_are_refused(checkpoint, tmp_path, name, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("one\n\ntwo")
+    with pytest.raises(InputError, match=message):
+        scaffold(str(checkpoint(SMALL)), texts=[str(tmp_path / name)])
+
+
+def test_groups_that_do_not_divide_what_was_pruned_are_refused_with_the_setting_to_change(gemma):
+    width, rtn = plugins.step("prune.width"), plugins.step("quantize.rtn")
+    half = {"target": {"params": "50%"}}
+    with pytest.raises(InputError, match=r"divide the 320 inputs.*`align: \{hidden: 128, ffn: 128\}`"):
+        rtn.predict(width.predict(gemma, width.Config(**half)), rtn.Config())
+    aligned = width.predict(gemma, width.Config(**half, align={"hidden": 128, "ffn": 128}))
+    assert rtn.predict(aligned, rtn.Config()).weight_bytes < aligned.weight_bytes

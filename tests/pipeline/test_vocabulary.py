@@ -2,7 +2,7 @@
 
 import pytest
 
-from compress.pipeline.vocabulary import vocabulary_bytes, vocabulary_remark
+from compress.pipeline.vocabulary import size_remark, vocabulary_bytes, vocabulary_remark
 from compress.records import ModelSpec, TensorSpec
 
 
@@ -29,3 +29,32 @@ def test_a_vocabulary_of_more_than_a_third_is_remarked_on(vocab_size, tied, is_s
 
 def test_nothing_is_said_where_a_step_shrinks_it():
     assert vocabulary_remark(spec(1000), {"prune.vocab"}) == []
+
+
+def grown(**dtypes):
+    """The model of 1,000 tokens with some tensors kept in other numbers."""
+    before = spec(1000)
+    tensors = {
+        name: tensor.model_copy(update={"dtype": dtypes.get(name, tensor.dtype)})
+        for name, tensor in before.tensors.items()
+    }
+    return before.model_copy(update={"tensors": tensors})
+
+
+@pytest.mark.parametrize(
+    ("after", "uses", "said"),
+    [
+        (grown(embed="F32"), set(),
+         "'edge' is 0.3 MB, more than 'int4' (0.2 MB): 0.3 MB of it are the rows of its 1,000 tokens, kept in F32; "
+         "prune.vocab before it would make it smaller"),
+        (grown(), {"prune.vocab"},
+         "'edge' is 0.2 MB: 0.1 MB of it are the rows of its 1,000 tokens, kept in BF16; "
+         "fewer tokens in prune.vocab would make it smaller"),
+    ],
+)  # fmt: skip
+def test_a_larger_file_or_one_of_rows_for_tokens_is_remarked_on(after, uses, said):
+    assert size_remark("edge", after, "int4", spec(1000), uses) == said
+
+
+def test_of_a_smaller_file_nothing_is_said():
+    assert size_remark("edge", spec(150), "int4", spec(1000), set()) is None

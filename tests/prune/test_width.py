@@ -262,6 +262,16 @@ def test_what_cannot_be_planned_is_refused_before_running(tmp_path):
             width.predict(spec, width.Config(**settings))
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt_neox", "phi", "bert"])
+def test_what_a_rehearsal_leaves_can_be_quantized_in_the_smallest_groups(family, tmp_path):
+    spec = read_spec(write_tiny(tmp_path, family))
+    small = width.predict(
+        spec, width.rehearse(width.Config(target={"params": "4.0B"}, axes=["ffn", "hidden"]))
+    )
+    rtn = plugins.step("quantize.rtn")
+    assert rtn.predict(small, rtn.rehearse(rtn.Config())).weight_bytes < small.weight_bytes
+
+
 @families
 @pytest.mark.parametrize("axes", [["ffn", "kv_groups", "hidden"], ["ffn"], ["hidden"], ["kv_groups"]])
 def test_a_rehearsal_fits_the_tiny_model_of_every_family(family, axes, tmp_path):

@@ -53,6 +53,12 @@ def test_adapters_save_the_gradients_of_weights():
     assert adapted.flops == pytest.approx(whole.flops * 2 / 3)
 
 
+def test_of_a_teachers_output_layer_only_the_rows_of_the_students_ids_are_multiplied():
+    larger = spec_from_config({**SPEC.config, "vocab_size": 320_000}, "BF16")
+    small, large = (steps(SPEC, config(), teacher, TEXT, 1) for teacher in (SPEC, larger))
+    assert large.flops == pytest.approx(small.flops)
+
+
 def test_a_teacher_reads_everything_too():
     alone, taught = (steps(SPEC, config(), teacher, TEXT, 1) for teacher in (None, SPEC))
     assert taught.flops > alone.flops * 4 / 3

@@ -14,6 +14,9 @@ from compress.plugins import StepConfig
 
 VERSION = 1
 
+HELD_OUT_EVERY = 10
+"""Documents of which the last is held out."""
+
 
 class Config(StepConfig):
     """Which files to read, and where a document ends."""
@@ -22,17 +25,23 @@ class Config(StepConfig):
     """Files, in this order, UTF-8."""
     documents: Literal["blank_lines", "files"] = "blank_lines"
     """``blank_lines``: blank lines part documents. ``files``: each file is one (and is read whole)."""
+    split: Literal["all", "train", "heldout"] = "all"
+    """``heldout`` is every tenth document, ``train`` the others: two readings of the same files that share nothing."""
 
 
 def documents(config: Config, seed: int) -> Iterator[str]:
     """Yield the documents in their order (the seed changes nothing). Raises `InputError` for a bad file."""
-    for path in config.paths:
-        yield from _documents(require_file(path), config.documents)
+    everything = (text for path in config.paths for text in _documents(require_file(path), config.documents))
+    for number, text in enumerate(everything):
+        part = "heldout" if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else "train"
+        if config.split in ("all", part):
+            yield text
 
 
 def digest(config: Config, memo: DigestMemo) -> str:
-    """Return the SHA-256 over the files' contents, in their order, and where a document ends."""
-    return f"{digest_files(config.paths, memo)}:{config.documents}"
+    """Return the SHA-256 over the files' contents, in their order, where a document ends, and which are read."""
+    part = "" if config.split == "all" else f":{config.split} of {HELD_OUT_EVERY}"
+    return f"{digest_files(config.paths, memo)}:{config.documents}{part}"
 
 
 def _documents(path: Path, kind: Literal["blank_lines", "files"]) -> Iterator[str]:
