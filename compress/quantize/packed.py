@@ -16,6 +16,9 @@ from compress.records import ModelSpec, TensorSpec
 HEAD = "lm_head"
 """What settings call the output head, whatever its name in a family."""
 
+GROUP_SIZES = (128, 64, 32, 16)
+"""Inputs that share a scale: what runtimes have kernels for, and what is left where a width is odd."""
+
 
 def linear_modules(spec: ModelSpec) -> dict[str, TensorSpec]:
     """Return the stored weight of every linear layer, by module name (``model.layers.0.mlp.up_proj``).
@@ -61,6 +64,13 @@ def chosen_modules(spec: ModelSpec, skip: Sequence[str]) -> list[str]:
             parts = {part for name in (*linear, head) for part in name.split(".")}
             raise InputError(f"skip: no linear layer's name contains '{entry}'{nearest(entry, parts)}")
     return [name for name in linear if not any(_contains(name, entry) for entry in skipped)]
+
+
+def largest_group(spec: ModelSpec, modules: Iterable[str]) -> int:
+    """Return the largest of `GROUP_SIZES` that divides the inputs of all these layers, the smallest where none does."""
+    linear = linear_modules(spec)
+    inputs = gcd(*(linear[name].shape[1] for name in modules))
+    return next((size for size in GROUP_SIZES if inputs % size == 0), GROUP_SIZES[-1])
 
 
 def packed_spec(spec: ModelSpec, bits: int, group_size: int, modules: Iterable[str]) -> ModelSpec:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from compress.models.spec import read_spec
 from compress.plugins import Context, StepConfig
-from compress.quantize.packed import chosen_modules, packed_spec
+from compress.quantize.packed import chosen_modules, largest_group, packed_spec, packing_of
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
 VERSION = 1
@@ -27,8 +27,9 @@ class Config(StepConfig):
 
     bits: Literal[4, 8] = 4
     """Bits of a weight."""
-    group_size: Annotated[int, Field(ge=16, multiple_of=16)] = 128
-    """Inputs that share a scale; must divide every quantized layer's input size. Smaller: more exact, larger file."""
+    group_size: Annotated[int, Field(ge=16, multiple_of=16)] | None = None
+    """Inputs that share a scale; must divide every quantized layer's input size. Smaller: more exact, larger file.
+    Left out: 128, or the largest of 64, 32 and 16 that divides them all."""
     skip: tuple[str, ...] = ("lm_head",)
     """Linear layers to keep in floating point: any whose dotted name contains one of these (``down_proj``,
     ``layers.0``)."""
@@ -36,7 +37,8 @@ class Config(StepConfig):
 
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     """Return the packed model. Raises `InputError` when `group_size` does not divide a layer's input."""
-    return packed_spec(spec, config.bits, config.group_size, chosen_modules(spec, config.skip))
+    modules = chosen_modules(spec, config.skip)
+    return packed_spec(spec, config.bits, config.group_size or largest_group(spec, modules), modules)
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
@@ -61,6 +63,6 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     from compress.quantize.packing import copy_surroundings, write_packed
 
     predicted = predict(read_spec(parent.path), config)
-    write_packed(parent.path, context, predicted, config.bits, config.group_size)
+    write_packed(parent.path, context, predicted, *packing_of(predicted.config))
     copy_surroundings(parent.path, context.folder, predicted.config)
     return Outcome(spec=read_spec(context.folder))

@@ -12,6 +12,7 @@ from compress.models.checkpoint import load_model, quiet
 from compress.models.spec import read_spec
 from compress.quantize import rtn
 from compress.quantize.grouped import dequantize, unpack
+from compress.quantize.packed import packing_of
 from compress.records import Artifact
 from tests.fakes import FakeContext
 from tests.models.tiny import FAMILIES, token_ids, write_tiny
@@ -175,3 +176,24 @@ def test_every_family_is_quantized_but_its_embeddings_and_head_or_refused(family
     assert 0 < float((logits - expected).std() / expected.std()) < 0.1
     for get in ("get_input_embeddings", "get_output_embeddings"):
         assert torch.equal(getattr(model, get)().weight, getattr(reference, get)().weight)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "ffn", "expected"), [(256, 512, 128), (320, 512, 64), (96, 160, 32), (48, 80, 16)]
+)
+def test_left_out_a_group_is_the_largest_that_every_layer_divides(tmp_path, hidden, ffn, expected):
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+    }
+    spec = read_spec(write_tiny(tmp_path / "model", "qwen3", head_dim=hidden, **sizes))
+    packed = rtn.predict(spec, rtn.Config())
+    assert packing_of(packed.config) == (4, expected)
+
+
+def test_widths_that_no_group_divides_are_refused(tmp_path):
+    spec = read_spec(write_tiny(tmp_path / "model", "qwen3", intermediate_size=136))
+    with pytest.raises(InputError, match="group_size: 16 does not divide the 136 inputs"):
+        rtn.predict(spec, rtn.Config())
