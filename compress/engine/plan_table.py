@@ -38,7 +38,7 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     (`machine.planning_for`), all is to run: what is in this store is not there.
     """
     elsewhere, machine = is_elsewhere(), planned_machine()
-    to_do = plan.missing(lambda n: n.given is not None or (not elsewhere and n.key in store))
+    to_do = _to_do(plan, store)
     missing = {node.name for node in to_do}
     rates = Rates(store.root)
     earlier = last_ingredients(name, store.root)
@@ -62,7 +62,8 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
             *_premises(plan, machine),
             *align([HEADER, *rows]),
             *(line for node in to_do for line in account(node, machine)),
-            *_room(to_do, store),
+            *_elsewhere(to_do),
+            *(f"`compress run` would refuse: {lacking}" for lacking in refusals(plan, store)),
             *idle_remark(to_do, rates, usd_per_hour),
             *advice(plan, done),
             footer if missing else "everything is in the store",
@@ -81,13 +82,23 @@ def _premises(plan: Plan, machine: Machine) -> Iterator[str]:
         yield from (f"  {each}" for each in plan.assumed)
 
 
-def _room(to_do: Sequence[Node], store: Store) -> Iterator[str]:
-    """Yield what would keep the plan from being run, and what is to be seen to elsewhere."""
+def refusals(plan: Plan, store: Store) -> tuple[str, ...]:
+    """Return all that a run of the plan would refuse for on the planned machine, in words; nothing where it fits."""
+    return tuple(shortages(_to_do(plan, store), store.root))
+
+
+def _to_do(plan: Plan, store: Store) -> tuple[Node, ...]:
+    """Return what is not there yet: on another machine than this nothing is."""
+    elsewhere = is_elsewhere()
+    return plan.missing(lambda n: n.given is not None or (not elsewhere and n.key in store))
+
+
+def _elsewhere(to_do: Sequence[Node]) -> Iterator[str]:
+    """Yield what is to be seen to on another machine than this."""
     if is_elsewhere():
         if num_bytes := disk_bytes(to_do):
             yield f"it will write about {gigabytes(num_bytes)} to disk"
         yield from launch_remarks(to_do)
-    yield from (f"`compress run` would refuse: {lacking}" for lacking in shortages(to_do, store.root))
 
 
 def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
