@@ -3,11 +3,11 @@
 from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
-from compress.engine.account import account, gigabytes, needed_bytes
+from compress.engine.account import account, gigabytes, needed_bytes, which_of
 from compress.engine.events import duration
 from compress.engine.idle import idle_remark
 from compress.engine.rates import Rates
-from compress.engine.room import disk_bytes, launch_remarks, shortages
+from compress.engine.room import card_remarks, disk_bytes, shortages
 from compress.engine.runs import last_ingredients
 from compress.engine.store import Store
 from compress.machine import Machine, describe, is_elsewhere, planned_machine
@@ -98,7 +98,7 @@ def _elsewhere(to_do: Sequence[Node]) -> Iterator[str]:
     if is_elsewhere():
         if num_bytes := disk_bytes(to_do):
             yield f"it will write about {gigabytes(num_bytes)} to disk"
-        yield from launch_remarks(to_do)
+        yield from card_remarks(to_do)
 
 
 def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -148,7 +148,7 @@ def _costs(node: Node, effort: Effort, usd_per_hour: float | None) -> tuple[str,
     machine = planned_machine()
     memory, seconds = needed_bytes(node, machine), effort.seconds
     device = "card" if machine.card else "machine"
-    each = f" on each of {node.work.devices} {device}s" if node.work.devices > 1 else ""
+    each = f" on {which_of(node, device)}" if node.work.devices > 1 else ""
     return (
         f"~{memory / 1e9:.2f} GB{each}" if memory else "?",
         "" if seconds == 0 else f"~{duration(seconds)}" if seconds else "?",

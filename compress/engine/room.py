@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from compress.engine.account import card_bytes, gigabytes, is_on_card, needed_bytes
+from compress.engine.account import card_bytes, gigabytes, is_on_card, needed_bytes, which_device
 from compress.environment import available_memory_bytes
 from compress.errors import DoesNotFit
 from compress.machine import Machine, is_elsewhere, planned_machine, this_machine
@@ -40,23 +40,29 @@ def shortages(missing: Iterable[Node], root: Path) -> Iterator[str]:
     if not is_elsewhere():
         yield from _disk_shortage(missing, root)
     for node in missing:
+        yield from _named_card_shortage(node, machine)
         if is_on_card(node, machine):
             yield from _card_shortage(node, machine)
         else:
             yield from _memory_shortage(node, needed_bytes(node, machine))
 
 
-def launch_remarks(nodes: Iterable[Node]) -> list[str]:
-    """Return where more processes are launched than the planned machine has cards, in words."""
+def card_remarks(nodes: Iterable[Node]) -> Iterator[str]:
+    """Yield where settings ask for more cards than the planned machine has, in words."""
     machine = planned_machine()
     if machine.card is None:
-        return []
-    return [
-        f"step '{node.name}': `launch.processes: {processes}` needs as many cards on each machine; planned for "
-        f"{machine.num_cards} (`--device {processes}xNAME` names several)"
-        for node in nodes
-        if (processes := _processes(node)) > machine.num_cards
-    ]
+        return
+    for node in nodes:
+        if (processes := _processes(node)) > machine.num_cards:
+            yield (
+                f"step '{node.name}': `launch.processes: {processes}` needs as many cards on each machine; planned for "
+                f"{machine.num_cards} (`--device {processes}xNAME` names several)"
+            )
+        if (card := node.work.named_card) and card.number >= machine.num_cards:
+            yield (
+                f"step '{node.name}': `{card.setting}` needs {card.number + 1} cards; planned for {machine.num_cards} "
+                f"(`--device {card.number + 1}xNAME` names several)"
+            )
 
 
 def _processes(node: Node) -> int:
@@ -87,11 +93,27 @@ def _card_shortage(node: Node, machine: Machine) -> Iterator[str]:
     needed, has = needed_bytes(node, machine), card_bytes(machine)
     if needed > has:
         yield (
-            f"step '{node.name}' needs about {gigabytes(needed)} on {'each' if node.work.devices > 1 else 'the'} card; "
+            f"step '{node.name}' needs about {gigabytes(needed)} on {which_device(node, 'card')}; "
             f"{machine.card.name} gives a process {gigabytes(has)} of its {gigabytes(machine.card.memory_bytes)}."
             f"{_remedies(node)}"
         )
     yield from _memory_shortage(node, node.work.host_memory_bytes)
+
+
+def _named_card_shortage(node: Node, machine: Machine) -> Iterator[str]:
+    """Yield what is wrong with a card that settings name: it is not there, or too small. Cards of elsewhere may be."""
+    if (card := node.work.named_card) is None:
+        return
+    if card.number >= machine.num_cards and (machine.card is None or not is_elsewhere()):
+        last = machine.num_cards - 1
+        there = "no card" if last < 0 else "cuda:0" if last == 0 else f"cuda:0 to cuda:{last}"
+        yield f"step '{node.name}' wants a card of its own for `{card.setting}`: there is {there}."
+    needed = sum(item.num_bytes for item in card.memory)
+    if machine.card is not None and needed > (has := card_bytes(machine)):
+        yield (
+            f"step '{node.name}' needs about {gigabytes(needed)} on the card of `{card.setting}`; {machine.card.name} "
+            f"gives a process {gigabytes(has)} of its {gigabytes(machine.card.memory_bytes)}."
+        )
 
 
 def _memory_shortage(node: Node, needed: int) -> Iterator[str]:
