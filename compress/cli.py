@@ -294,9 +294,12 @@ def gc(keep_runs: int, dry_run: bool) -> None:
     Example: compress gc --dry-run
     """
     from compress import api
+    from compress.quantities import format_file_size
 
     num_entries, num_bytes = api.collect_garbage(keep_runs=keep_runs, dry_run=dry_run)
-    click.echo(f"{'Would free' if dry_run else 'Freed'} {num_bytes / 1e6:.1f} MB in {num_entries} entries")
+    click.echo(
+        f"{'Would free' if dry_run else 'Freed'} {format_file_size(num_bytes)} in {num_entries} entries"
+    )
 
 
 def _print_plan(

@@ -208,7 +208,7 @@ def test_a_failed_gate_has_its_own_exit_code(workplace, monkeypatch):
 
 
 def test_collecting_garbage_keeps_what_the_latest_run_needs(workplace):
-    assert call("gc") == (0, "Freed 0.0 MB in 0 entries\n")
+    assert call("gc") == (0, "Freed 0 B in 0 entries\n")
 
 
 def test_the_schema_is_printed_as_json(workplace):

@@ -3,7 +3,7 @@
 from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
-from compress.engine.account import account, gigabytes, needed_bytes, which_of
+from compress.engine.account import account, needed_bytes, which_of
 from compress.engine.events import duration
 from compress.engine.idle import idle_remark
 from compress.engine.rates import Rates
@@ -13,6 +13,7 @@ from compress.engine.store import Store
 from compress.machine import Machine, describe, is_elsewhere, planned_machine
 from compress.pipeline.advice import advice
 from compress.pipeline.plan import Node, Plan, why_not_cached
+from compress.quantities import format_file_size, format_memory
 
 HEADER = ("step", "use", "from", "parameters", "weights", "memory", "time", "cost", "state")
 
@@ -97,7 +98,7 @@ def _elsewhere(to_do: Sequence[Node]) -> Iterator[str]:
     """Yield what is to be seen to on another machine than this."""
     if is_elsewhere():
         if num_bytes := disk_bytes(to_do):
-            yield f"it will write about {gigabytes(num_bytes)} to disk"
+            yield f"it will write about {format_file_size(num_bytes)} to disk"
         yield from card_remarks(to_do)
 
 
@@ -150,7 +151,7 @@ def _costs(node: Node, effort: Effort, usd_per_hour: float | None) -> tuple[str,
     device = "card" if machine.card else "machine"
     each = f" on {which_of(node, device)}" if node.work.devices > 1 else ""
     return (
-        f"~{memory / 1e9:.2f} GB{each}" if memory else "?",
+        f"~{format_memory(memory)}{each}" if memory else "?",
         "" if seconds == 0 else f"~{duration(seconds)}" if seconds else "?",
         _cost(effort.device_seconds, usd_per_hour, "~"),
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from compress.machine import planned_machine
+from compress.quantities import format_memory
 from compress.records import JsonValue, MemoryItem, ModelSpec, NamedCard, Work
 from compress.train.activations import activations
 from compress.train.launch import Launch
@@ -134,10 +135,10 @@ def account_in_words(
         spec, settings, teaching, sequence_length, 1, settings.checkpoint_activations is not False
     )
     card = planned_machine().card
-    there = f" of {card.memory_bytes / 1e9:.1f} GB there are" if card else ""
-    listed = ", ".join(f"{item.name} {item.num_bytes / 1e9:.1f}" for item in items)
+    there = f" of {format_memory(card.memory_bytes)} there are" if card else ""
+    listed = ", ".join(f"{item.name} {format_memory(item.num_bytes)}" for item in items)
     helping = "; ".join(remedies(spec, settings, teaching, sequence_length)) or "none of the settings"
-    return f"It takes about {total(items) / 1e9:.1f} GB{there}: {listed}. What would help: {helping}"
+    return f"It takes about {format_memory(total(items))}{there}: {listed}. What would help: {helping}"
 
 
 def remedies(
@@ -148,7 +149,7 @@ def remedies(
     for said, changed, taught in _changes(settings, teaching):
         saved = now - total(least_memory(spec, changed, taught, sequence_length))
         if saved > 0.01 * now:
-            yield f"`{said}` (saves {saved / 1e9:.1f} GB)"
+            yield f"`{said}` (saves {format_memory(saved)})"
 
 
 def _changes(
