@@ -9,13 +9,13 @@ Shapes: B sequences, T positions, C positions of a chunk, V vocabulary, N scored
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, log
 
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from compress.backends.interface import Backend
+from compress.meters.clusters import Estimate, clustered_mean
 from compress.meters.halving import halved, said
 
 CHUNK_ELEMENTS = 2**24
@@ -29,16 +29,6 @@ CUDA_PIECES = 4
 
 Batch = tuple[Tensor, Tensor]
 """Token ids and mask, both ``[B, T]``."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over tokens and its 95 % interval over sequences; without one where a sequence stands alone."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -100,23 +90,6 @@ def score_text(
         on_batch(num_sequences)
     sequence_N, nats_N, *compared = (torch.cat(column) for column in zip(*columns, strict=True))
     return TextScores(nats_N, sequence_N, *compared)
-
-
-def clustered_mean(values_N: Tensor, sequence_N: Tensor) -> Estimate:
-    """Return the mean with the 95 % interval of a ratio estimator whose sampling units are sequences.
-
-    For sequences of equal length this is the t interval of their means (Cochran 1977, section 6.3).
-    """
-    values_N = values_N.double()
-    counts_S = torch.bincount(sequence_N).double()
-    counts_S, sums_S = counts_S[counts_S > 0], torch.bincount(sequence_N, weights=values_N)[counts_S > 0]
-    mean = float(values_N.mean())
-    if len(counts_S) < 2:
-        return Estimate(mean, None, None, len(values_N))
-    residual = float((sums_S - mean * counts_S).square().sum())
-    error = sqrt(residual * len(counts_S) / (len(counts_S) - 1)) / len(values_N)
-    margin = float(student_t.ppf(0.975, len(counts_S) - 1)) * error
-    return Estimate(mean, mean - margin, mean + margin, len(values_N))
 
 
 def chunk_positions(num_sequences: int, models: Sequence[Backend]) -> int:
