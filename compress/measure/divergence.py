@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from compress.meters.clusters import Estimate
     from compress.meters.divergence import TextScores
 
-VERSION = 3
+VERSION = 4
 
 LEAST_COVERAGE = 0.5
 """Below this share of a text's positions a figure of those compared is no figure of the text."""

@@ -22,7 +22,7 @@ from compress.records import Artifact, Generation, Measurement, ModelSpec, Work
 if TYPE_CHECKING:
     from compress.meters.lm_eval_model import BackendLM
 
-VERSION = 2
+VERSION = 3
 
 GENERATIONS = "generations.json"
 
