@@ -7,7 +7,7 @@ that the two vocabulary-sized distributions never exist for a whole sequence.
 Shapes: B sequences, T positions, C positions of a chunk, V vocabulary, N scored tokens of all sequences.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, log
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compress.backends.interface import Backend
 from compress.meters.clusters import Estimate, clustered_mean
-from compress.meters.halving import halved, said
+from compress.meters.halving import in_parts
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, per model: 64 MiB in fp32. More are compared piece by piece."""
@@ -83,7 +83,14 @@ def score_text(
     columns: list[tuple[Tensor, ...]] = []
     num_sequences = 0
     for ids_BT, mask_BT in batches:
-        for scored_BT, figures in _score_fitting(student, teacher, ids_BT, mask_BT, teacher_ids, on_halved):
+
+        def work(
+            start: int, stop: int, ids_BT: Tensor = ids_BT, mask_BT: Tensor = mask_BT
+        ) -> tuple[Tensor, list[Tensor]]:
+            rows = slice(start, stop)
+            return _score_batch(student, teacher, ids_BT[rows], mask_BT[rows], teacher_ids)
+
+        for scored_BT, figures in in_parts(work, len(ids_BT), on_halved):
             sequence_BT = torch.arange(len(scored_BT))[:, None].expand_as(scored_BT) + num_sequences
             columns.append((sequence_BT[scored_BT], *(figure_BT[scored_BT] for figure_BT in figures)))
             num_sequences += len(scored_BT)
@@ -104,31 +111,6 @@ def piece_positions(num_sequences: int, models: Sequence[Backend]) -> int:
     on_cuda = all(model.on_cuda for model in models)
     elements = CUDA_CHUNK_ELEMENTS // CUDA_PIECES if on_cuda else CHUNK_ELEMENTS
     return max(1, elements // (num_sequences * max(model.vocabulary for model in models)))
-
-
-def _score_fitting(
-    student: Backend,
-    teacher: Backend | None,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    teacher_ids: Tensor | None,
-    on_halved: Callable[[str], None],
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Yield what `_score_batch` gives for the whole batch, or for parts of it where memory is too small."""
-    start, most = 0, len(ids_BT)
-    while start < len(ids_BT):
-
-        def work(size: int, start: int = start) -> tuple[Tensor, list[Tensor]]:
-            rows = slice(start, start + size)
-            return _score_batch(student, teacher, ids_BT[rows], mask_BT[rows], teacher_ids)
-
-        asked = min(most, len(ids_BT) - start)
-        scored, size = halved(work, asked)
-        if size < asked:
-            on_halved(said(asked, size))
-            most = size
-        yield scored
-        start += size
 
 
 def _score_batch(
