@@ -12,7 +12,7 @@ from typing import Any
 from compress.engine.doctor import doctor
 from compress.engine.runs import find_run
 from compress.engine.store import Store
-from compress.errors import InputError, nearest
+from compress.errors import CompressError, InputError, nearest
 from compress.pipeline.json_schema import pipeline_schema
 from compress.pipeline.plan import Plan
 from compress.pipeline.schema import Pipeline, load_pipeline
@@ -21,6 +21,7 @@ from compress.records import RunRecord
 __all__ = [
     "collect_garbage",
     "compare",
+    "cut",
     "doctor",
     "export_student",
     "find_run",
@@ -90,12 +91,7 @@ def run(
     from compress.engine.runs import run_id, runs_folder, save_ingredients
 
     store = Store()
-    plan = make_plan(pipeline, rehearsal=rehearsal)
-    names = [node.name for node in plan.models]
-    _check_name(until, [*names, *plan.data])
-    _check_name(redo_from, names)
-    if until:
-        plan = plan.until(until)
+    plan = cut(make_plan(pipeline, rehearsal=rehearsal), until, redo_from)
     if redo_from:
         for node in plan.after(redo_from):
             store.discard(node.key)
@@ -107,7 +103,25 @@ def run(
     (folder / "pipeline.yaml").write_text(pipeline.text)
     with _events_file(folder, listener) as listen:
         draft = _draft(pipeline, identity, name, rehearsal)
-        return Execution(plan, draft, folder, store, pipeline.gates, listen, grace).run()
+        try:
+            return Execution(plan, draft, folder, store, pipeline.gates, listen, grace).run()
+        except CompressError as error:
+            error.run = identity
+            raise
+
+
+def cut(plan: Plan, until: str | None, redo_from: str | None) -> Plan:
+    """Return the plan cut after a step, or after data. Raises `InputError` for a name that is not in it.
+
+    `redo_from` must be among the steps that are left.
+    """
+    models = [node.name for node in plan.models]
+    _check_name(until, [*models, *plan.data])
+    _check_name(redo_from, models)
+    left = plan.until(until) if until else plan
+    if redo_from and redo_from not in {node.name for node in left.nodes}:
+        raise InputError(f"--from {redo_from}: that comes after --until {until}; leave out one of the two")
+    return left
 
 
 def write_report(record: RunRecord, folder: Path | None = None) -> Path:

@@ -88,6 +88,8 @@ def read_table(file: Path) -> dict[str, Entry]:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:  # a date that is none, bytes that are no text
         raise InputError(f"{file} is not valid YAML: {error}") from error
+    if content is None:  # an empty file, or comments alone
+        return {}
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold cards by name, each with {', '.join(Entry.model_fields)}")
     cards = {str(name): entry for name, entry in content.items()}
@@ -113,6 +115,11 @@ def cards_named(text: str) -> tuple[Card, int]:
     too. Raises `InputError` for another, with the nearest.
     """
     count, name = _split(text)
+    if name == "cpu":
+        raise InputError(
+            f"'{text[:80]}': a processor is planned for as one machine, whatever its cores. Allowed: cpu; for several "
+            "machines write `launch: {nodes: …}` in the pipeline"
+        )
     known = table()
     if entry := known.get(name):
         return entry.card(name), count

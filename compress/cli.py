@@ -117,7 +117,7 @@ def run(
 
     loaded = api.load_pipeline(pipeline, overrides)
     if dry_run:
-        _print_plan(pipeline, overrides, rehearsal, None)
+        _print_plan(pipeline, overrides, rehearsal, until=until, redo_from=redo_from)
         return
     again = f"Run the same command again to go on: {' '.join(['compress', *sys.argv[1:]])}"
     try:
@@ -127,8 +127,9 @@ def run(
         )
     except (Interrupted, Preempted) as error:
         raise type(error)(f"{error}. Everything finished is kept. {again}") from error
-    except CompressError:
-        _report_what_there_is(loaded.name, rehearsal, report_folder)
+    except CompressError as error:
+        if error.run:
+            _report_what_there_is(error.run, report_folder)
         raise
     path = api.write_report(record, report_folder)
     click.echo(report.summary(record))
@@ -147,6 +148,8 @@ def plan(pipeline: Path, overrides: Sequence[str], rehearsal: bool, device: str 
 
     With --device, for a machine that you do not have: one card by its name, or several (8xh100-80gb). Your own cards
     stand in $COMPRESS_HOME/cards.yaml. Where the hub cannot be asked, models are planned by their published shapes.
+
+    Ends with exit code 5 where `compress run` would refuse for want of memory or disk.
     """
     _print_plan(pipeline, overrides, rehearsal, device)
 
@@ -308,31 +311,45 @@ def gc(keep_runs: int, dry_run: bool) -> None:
     Example: compress gc --dry-run
     """
     from compress import api
+    from compress.quantities import format_file_size
 
     num_entries, num_bytes = api.collect_garbage(keep_runs=keep_runs, dry_run=dry_run)
-    click.echo(f"{'Would free' if dry_run else 'Freed'} {num_bytes / 1e6:.1f} MB in {num_entries} entries")
+    click.echo(
+        f"{'Would free' if dry_run else 'Freed'} {format_file_size(num_bytes)} in {num_entries} entries"
+    )
 
 
-def _print_plan(pipeline: Path, overrides: Sequence[str], rehearsal: bool, device: str | None) -> None:
+def _print_plan(
+    pipeline: Path,
+    overrides: Sequence[str],
+    rehearsal: bool,
+    device: str | None = None,
+    until: str | None = None,
+    redo_from: str | None = None,
+) -> None:
+    """Print the plan; exit with the code that a run would where it would refuse for want of room."""
     from compress import api
-    from compress.engine.plan_table import plan_table
+    from compress.engine.plan_table import plan_table, refusals
     from compress.engine.store import Store
+    from compress.errors import DoesNotFit
     from compress.machine import machine_named, planning_for, this_machine
 
     loaded = api.load_pipeline(pipeline, overrides)
     cost = loaded.cost.usd_per_hour if loaded.cost else None
     with planning_for(this_machine() if device is None else machine_named(device)):
-        made = api.make_plan(loaded, rehearsal=rehearsal, assume=True)
+        made = api.cut(api.make_plan(loaded, rehearsal=rehearsal, assume=True), until, redo_from)
         click.echo(plan_table(made, loaded.name, Store(), cost))
+        if refusals(made, Store()):
+            sys.exit(DoesNotFit.exit_code)
 
 
-def _report_what_there_is(name: str, rehearsal: bool, folder: Path) -> None:
+def _report_what_there_is(run_name: str, folder: Path) -> None:
     """After a failure: the report of what was reached, if anything was."""
     from compress import api
     from compress.engine.room import unless_full
 
     try:
-        record = api.find_run(f"{name}-test" if rehearsal else name)
+        record = api.find_run(run_name)
     except InputError:
         return
     if not record.steps:

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from compress.accelerators import cards_to_compute_on
+from compress.quantities import format_memory
 
 PACKAGES = (
     "compress",
@@ -28,7 +29,7 @@ def environment() -> dict[str, str]:
     return {
         "machine": processor(),
         "cores": str(os.cpu_count()),
-        "memory": f"{memory / 2**30:.0f} GiB",
+        "memory": format_memory(memory),
         "device": device_class(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -35,6 +35,8 @@ class CompressError(Exception):
     """The base of every error this package raises on purpose."""
 
     exit_code = 1
+    run: str | None = None
+    """The id of the run that it ended; ``None`` before there was one, when nothing is changed yet."""
 
 
 class InputError(CompressError):

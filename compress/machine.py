@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from compress.accelerators import cards_to_compute_on
 from compress.cards import Card, card_called, cards_named
 from compress.nvml import Seen
+from compress.quantities import format_memory
 from compress.records import Record
 
 __all__ = [
@@ -92,11 +93,10 @@ def planning_for(machine: Machine) -> Iterator[None]:
 
 
 def describe(machine: Machine) -> str:
-    """Return the machine in words, with its memory: ``8 cards h100-80gb, 85.5 GB (79.6 GiB) each``."""
+    """Return the machine in words, with its memory: ``8 cards h100-80gb, 79.6 GiB each``."""
     if machine.card is None:
         return "a processor alone"
-    num_bytes = machine.card.memory_bytes
-    memory = f"{num_bytes / 1e9:.1f} GB ({num_bytes / 2**30:.1f} GiB)"
+    memory = format_memory(machine.card.memory_bytes)
     remark = "; it is in no table, so its speed is a guess" if machine.is_guess else ""
     remark += "" if machine.card.has_bf16 else "; it has no bf16, so it computes in fp32"
     if machine.num_cards == 1:

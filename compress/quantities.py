@@ -1,5 +1,10 @@
-"""Counts as people write them: ``2B`` tokens, ``1.6M``, ``500k``."""
+"""Counts as people write them, ``2B`` tokens, ``1.6M``, ``500k``; and bytes as they are told.
 
+Memory, of a machine or a card, is told in powers of 1024 (GiB), as drivers and systems count it. What lies on disk is
+told in powers of 1000 (GB), as files are listed and disks are sold.
+"""
+
+import math
 import re
 from decimal import Decimal
 from typing import Annotated
@@ -29,6 +34,27 @@ def format_count(number: float) -> str:
     suffix, size = next((s, n) for s, n in _LARGEST_FIRST if abs(number) >= 0.9995 * n or n == 1)
     digits = f"{number / size:.3g}" if abs(number) < 999.5 * size else f"{number / size:.0f}"
     return digits + (suffix if suffix == "k" else suffix.upper())
+
+
+def format_memory(num_bytes: float) -> str:
+    """Return an amount of memory to three significant digits: ``79.6 GiB``, ``512 MiB``."""
+    return _scaled(num_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def format_file_size(num_bytes: float) -> str:
+    """Return the size of files, or of room on a disk, to three significant digits: ``6.02 MB``."""
+    return _scaled(num_bytes, 1000, ("B", "kB", "MB", "GB", "TB"))
+
+
+def _scaled(num_bytes: float, step: int, units: tuple[str, ...]) -> str:
+    power = 0
+    while power < len(units) - 1 and abs(num_bytes) >= 999.5:
+        num_bytes, power = num_bytes / step, power + 1
+    if power == 0:
+        return f"{round(num_bytes)} {units[0]}"
+    shown = float(f"{num_bytes:.3g}")
+    decimals = max(0, 2 - math.floor(math.log10(abs(shown))))
+    return f"{num_bytes:.{decimals}f} {units[power]}"
 
 
 Count = Annotated[

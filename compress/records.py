@@ -99,6 +99,16 @@ class MemoryItem(Record):
     num_bytes: int
 
 
+class NamedCard(Record):
+    """A card that settings name beside the one that the work is on."""
+
+    setting: str
+    """As it stands in the pipeline, ``teacher_device: cuda:1``."""
+    number: int
+    memory: tuple[MemoryItem, ...] = ()
+    """What it holds at most."""
+
+
 class Work(Record):
     """An estimate of what a step takes, made before it runs: amounts, of which `compress.speed` makes seconds."""
 
@@ -123,6 +133,9 @@ class Work(Record):
     serial, they do not share."""
     memory: tuple[MemoryItem, ...] = ()
     """What `peak_memory_bytes` is the sum of, where that was accounted for."""
+    is_peak_of_one: bool = False
+    """Whether, of several devices, only the first reaches that peak."""
+    named_card: NamedCard | None = None
     host_memory_bytes: int = 0
     """What a machine with cards holds beside them; 0 where that is not known, or there are no cards."""
     remedies: tuple[str, ...] = ()

@@ -11,8 +11,7 @@ to 60 % of an A100's, whose memory is faster in proportion.
 Torch-free: plans are made with it.
 """
 
-import os
-
+from compress.cores import usable_cores
 from compress.machine import Card, Machine, planned_machine, this_machine
 from compress.records import Record, Work
 
@@ -61,7 +60,7 @@ class Speed(Record):
 def speed(machine: Machine, on_processor: bool = False) -> Speed:
     """Return how fast a machine is: its card, or where it has none, or none is asked for, its processor."""
     return (
-        _processor_speed(_num_cores(machine))
+        _processor_speed(_cores_of(machine))
         if machine.card is None or on_processor
         else _card_speed(machine.card)
     )
@@ -110,5 +109,5 @@ def _processor_speed(cores: int) -> Speed:
     )
 
 
-def _num_cores(machine: Machine) -> int:
-    return (os.cpu_count() or 1) if machine.card is None or machine == this_machine() else RENTED_CORES
+def _cores_of(machine: Machine) -> int:
+    return usable_cores() if machine.card is None or machine == this_machine() else RENTED_CORES

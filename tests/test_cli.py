@@ -112,6 +112,17 @@ def test_an_unknown_step_on_the_command_line_is_named_with_the_nearest(workplace
     assert code == 2 and "did you mean 'narrow'" in output
 
 
+def test_a_plan_that_a_run_would_refuse_is_printed_and_ends_with_the_code_of_what_does_not_fit(
+    workplace, monkeypatch
+):
+    monkeypatch.setattr("compress.engine.room._free_bytes", lambda folder: 0)
+    for command in (["plan", "my.yaml"], ["run", "my.yaml", "--dry-run"]):
+        code, output = call(*command)
+        assert (
+            code == 5 and "narrow" in output and "`compress run` would refuse: the run will write" in output
+        )
+
+
 def test_commands_about_runs_say_so_when_there_is_none(workplace):
     for command in (
         ["report", "mine"],
@@ -140,6 +151,37 @@ def test_a_finished_run_can_be_asked_about(workplace, finished):
     assert call("compare", "mine", finished.id)[0] == 0
 
 
+def untouched(workplace, *arguments):
+    """Whether the command, which is refused, leaves record and report of the finished run as they are."""
+    reports = workplace / "reports"
+    call("report", "mine")
+    (report,) = reports.iterdir()
+    report.write_text("as it was")
+    before = (workplace / "home" / "runs" / "mine-12345678" / "run.json").read_bytes()
+    code, output = call(*arguments)
+    assert code == 2 and "Report" not in output
+    after = (workplace / "home" / "runs" / "mine-12345678" / "run.json").read_bytes()
+    return [*reports.iterdir()] == [report] and report.read_text() == "as it was" and after == before
+
+
+@pytest.mark.parametrize("option", ["--until", "--from"])
+def test_a_step_that_does_not_exist_leaves_the_report_of_the_finished_run_alone(workplace, finished, option):
+    assert untouched(workplace, "run", "my.yaml", option, "nonsense")
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_a_plan_that_cannot_be_made_leaves_the_report_of_the_finished_run_alone(workplace, finished, how):
+    break_checkpoint(workplace / "checkpoint", how)
+    assert untouched(workplace, "run", "my.yaml")
+
+
+def test_what_is_made_anew_must_be_among_what_is_made(workplace):
+    code, output = call("run", "my.yaml", "--until", "original", "--from", "narrow")
+    assert code == 2 and "--from narrow: that comes after --until original" in output
+    code, output = call("run", "my.yaml", "--dry-run", "--until", "narow")
+    assert code == 2 and "did you mean 'narrow'" in output
+
+
 def test_exporting_from_a_run_whose_files_are_gone_says_how_to_get_them(workplace, finished):
     code, output = call("export", "mine:int4", "out")
     assert code == 2 and "no longer in the store" in output and not (workplace / "out").exists()
@@ -166,7 +208,7 @@ def test_a_failed_gate_has_its_own_exit_code(workplace, monkeypatch):
 
 
 def test_collecting_garbage_keeps_what_the_latest_run_needs(workplace):
-    assert call("gc") == (0, "Freed 0.0 MB in 0 entries\n")
+    assert call("gc") == (0, "Freed 0 B in 0 entries\n")
 
 
 def test_the_schema_is_printed_as_json(workplace):

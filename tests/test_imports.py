@@ -21,6 +21,8 @@ FOUNDATION = {
     "nvml",
     "accelerators",
     "cards",
+    "cores",
+    "processes",
 }
 MAY_IMPORT = {
     "pipeline": FOUNDATION,

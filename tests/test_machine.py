@@ -356,8 +356,20 @@ def test_work_is_planned_for_the_machine_that_was_named_inside_the_block_only(ha
 
 
 def test_a_machine_is_described_with_the_memory_of_each_card():
-    assert describe(machine_named("8xh100-80gb")) == "8 cards h100-80gb, 85.5 GB (79.6 GiB) each"
+    assert describe(machine_named("8xh100-80gb")) == "8 cards h100-80gb, 79.6 GiB each"
     assert describe(machine_named("cpu")) == "a processor alone"
-    assert describe(machine_named("t4")).endswith(
-        "16.1 GB (15.0 GiB); it has no bf16, so it computes in fp32"
-    )
+    assert describe(machine_named("t4")).endswith("15.0 GiB; it has no bf16, so it computes in fp32")
+
+
+@pytest.mark.parametrize("content", ["", "# none yet\n", "{}\n", "---\n"])
+def test_a_table_that_is_empty_adds_nothing(content, tmp_path):
+    (tmp_path / "mine.yaml").write_text(content)
+    assert read_table(tmp_path / "mine.yaml") == {}
+
+
+@pytest.mark.parametrize("name", ["8xcpu", "2xCPU"])
+def test_several_processors_are_refused_with_what_to_write(name):
+    with pytest.raises(
+        InputError, match=r"a processor is planned for as one machine.*Allowed: cpu; for several"
+    ):
+        machine_named(name)

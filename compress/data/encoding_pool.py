@@ -23,9 +23,9 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from select import select
 
+from compress.cores import usable_cores
 from compress.data.batch_encoder import EncodedBatch, Numbered
 from compress.data.chat import ChatTemplate
-from compress.data.cores import usable_cores
 from compress.data.encoding_server import HEEDED_BY_OTHERS, State
 from compress.environment import available_memory_bytes
 from compress.errors import StepFailed

@@ -4,7 +4,6 @@ Run as ``python -m compress.data.encoding_server PARENT_PID NEWS_FD FD...``, wit
 input: a socket for one word when all are there, and a socket for each process to fork.
 """
 
-import ctypes
 import os
 import pickle
 import signal
@@ -17,11 +16,11 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NoReturn
 
 from compress.errors import StepFailed
+from compress.processes import die_with_parent
 
 if TYPE_CHECKING:
     from compress.data.batch_encoder import BatchEncoder
 
-PR_SET_PDEATHSIG = 1
 HEEDED_BY_OTHERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What a terminal and a cluster send to every process. Work ends when the process says so that asked for it."""
 
@@ -40,7 +39,7 @@ def main(parent: int, news: int, descriptors: list[int]) -> int:
     for number in HEEDED_BY_OTHERS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED_BY_OTHERS)
-    _die_with(parent)
+    die_with_parent(parent)
     state: State = pickle.load(sys.stdin.buffer)
     if state.has_conversations:  # what renders them takes a second to import, and is held once
         import_module("transformers.utils.chat_template_utils")
@@ -63,7 +62,7 @@ def _become_worker(
     server: int, encoder: "BatchEncoder", descriptor: int, all_descriptors: set[int]
 ) -> NoReturn:
     try:
-        _die_with(server)
+        die_with_parent(server)
         for other in all_descriptors - {descriptor}:
             os.close(other)
         with Connection(descriptor) as connection:
@@ -95,13 +94,6 @@ def _packed(error: Exception) -> bytes:
     except Exception:
         packed = pickle.dumps(StepFailed(f"{type(error).__name__}: {error}"))
     return packed
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, and die now if it already has."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 if __name__ == "__main__":

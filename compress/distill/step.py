@@ -15,15 +15,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from compress.distill import cache_teacher
 from compress.distill.cache_teacher import CacheSettings
+from compress.distill.comparison import comparison_memory
 from compress.distill.divergences import chosen, named
 from compress.distill.worth import cache_advice, own_teacher_advice
-from compress.machine import planned_machine
 from compress.plugins import Context, ModelRef, Planned, Prepared, row_length, texts_of
-from compress.records import Artifact, JsonValue, MemoryItem, ModelSpec, Outcome, Work
+from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
-from compress.train.cost import PROCESS_BYTES, num_trained, training_work
+from compress.train.cost import beside_cards, training_work
 from compress.train.duration import timed
-from compress.train.memory_account import Teaching, teacher_bytes, total
+from compress.train.memory_account import Teaching, total
 from compress.train.settings import TrainingSettings, rehearsed, trained
 
 VERSION = 5
@@ -157,18 +157,22 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
     work = timed(training_work(spec, config, sequence_length=length), spec, config, None, texts)
     if teacher is None:
         return work
-    # The student, beside three gradients of what learns, while both ways of learning are compared: by one process.
-    in_bf16 = planned_machine().card is not None and config.precision != "fp32"
-    compared = (
-        MemoryItem(name="student's weights (fp32)", num_bytes=4 * spec.num_parameters),
-        MemoryItem(name="three gradients (fp32)", num_bytes=12 * num_trained(spec, config)),
-        MemoryItem(name="teacher's weights", num_bytes=teacher_bytes(taught_by(teacher, config), in_bf16)),
-        MemoryItem(name="process", num_bytes=PROCESS_BYTES),
-    )
-    if (peak := total(compared)) <= work.peak_memory_bytes:
-        return work
-    helps = () if config.lora else ("`lora: {}` (has few gradients)", "a teacher that is asked as it runs")
-    return work.model_copy(update={"peak_memory_bytes": peak, "memory": compared, "remedies": helps})
+    return _compared(work, spec, config, taught_by(teacher, config), length)
+
+
+def _compared(work: Work, spec: ModelSpec, config: Config, teaching: Teaching, length: int) -> Work:
+    """Return the work with the memory of comparing a cached teacher with the teacher itself, where that is more."""
+    memory = comparison_memory(spec, config, teaching, length)
+    more: dict[str, object] = {}
+    if work.host_memory_bytes:
+        more["host_memory_bytes"] = beside_cards(spec, teaching)
+    if (peak := total(memory)) > work.peak_memory_bytes:
+        helps = (
+            () if config.lora else ("`lora: {}` (has few gradients)", "a teacher that is asked as it runs")
+        )
+        more |= {"peak_memory_bytes": peak, "memory": memory, "remedies": helps}
+        more["is_peak_of_one"] = work.devices > 1
+    return work.model_copy(update=more)
 
 
 def taught_by(teacher: ModelSpec, config: Config) -> Teaching:

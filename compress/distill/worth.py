@@ -5,6 +5,7 @@ from typing import Any
 
 from compress.distill.cache_teacher import BYTES_PER_TOKEN, OF_TRAINING, Config, settle
 from compress.plugins import Planned
+from compress.quantities import format_file_size
 
 WORTH_SAYING = 0.1
 """The least share of the work that is saved."""
@@ -54,8 +55,8 @@ def _line(group: Sequence[Planned]) -> Iterator[str]:
     share = saved / sum(step.work.flops for step in group)
     if share >= WORTH_SAYING:
         names = " and ".join(f"'{step.name}'" for step in group)
-        gigabytes = BYTES_PER_TOKEN * once / 1e9
+        kept = format_file_size(BYTES_PER_TOKEN * once)
         yield (
             f"`cache_teacher: true` would save about {share:.0%} of the work of {names}: the teacher is asked about "
-            f"the same text {sum(reads) / once:.1f} times (kept, its answers take about {gigabytes:.2g} GB)"
+            f"the same text {sum(reads) / once:.1f} times (kept, its answers take about {kept})"
         )

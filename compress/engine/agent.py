@@ -9,8 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
-from compress.engine.forkserver import die_with_parent
 from compress.engine.variables import for_processes
+from compress.processes import die_with_parent
 
 PID = "COMPRESS_AGENT_PID"
 """The variable that tells processes whom to die with: one that is still starting may find its parent gone."""

@@ -13,14 +13,14 @@ from compress.accelerators import Listing, cards_to_compute_on, listing, torch_h
 from compress.environment import available_memory_bytes, home, package_versions, processor
 from compress.machine import describe, this_machine
 from compress.nvml import Seen
+from compress.quantities import format_file_size, format_memory
 
-GIB = 2**30
 NEEDED = ("torch", "transformers", "lm-eval", "bitsandbytes", "compressed-tensors")
 FOR_ONNX = ("onnx", "onnxscript", "onnxruntime")
 CUDA_TORCH = "install a build of torch for CUDA: https://pytorch.org/get-started/locally has the command"
 """Which builds there are depends on the version of torch, so none is named here."""
-LOW_MEMORY_GIB = 4
-LOW_DISK_GIB = 5
+LOW_MEMORY = 4 * 2**30
+LOW_DISK = 5 * 10**9
 
 
 class Finding(NamedTuple):
@@ -48,8 +48,8 @@ def _software() -> Iterator[Finding]:
 
 def _hardware() -> Iterator[Finding]:
     yield Finding("processor", f"{processor()}, {os.cpu_count()} cores")
-    memory = available_memory_bytes() / GIB
-    yield Finding("memory", f"{memory:.1f} GiB available", memory > LOW_MEMORY_GIB, "close other programs")
+    memory = available_memory_bytes()
+    yield Finding("memory", f"{format_memory(memory)} available", memory > LOW_MEMORY, "close other programs")
     yield from _accelerator(listing())
 
 
@@ -123,10 +123,13 @@ def _include_folder() -> Path:
 def _store() -> Iterator[Finding]:
     root = home()
     existing = next(p for p in (root, *root.parents) if p.exists())
-    free = shutil.disk_usage(existing).free / GIB
-    roomy = free > LOW_DISK_GIB
+    free = shutil.disk_usage(existing).free
+    roomy = free > LOW_DISK
     yield Finding(
-        "store", f"{root}, {free:.1f} GiB free", roomy, "`compress gc`, or set COMPRESS_HOME to a larger disk"
+        "store",
+        f"{root}, {format_file_size(free)} free",
+        roomy,
+        "`compress gc`, or set COMPRESS_HOME to a larger disk",
     )
     writable = os.access(existing, os.W_OK)
     yield Finding(

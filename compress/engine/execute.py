@@ -4,7 +4,6 @@ What is finished is kept, whatever happens next; the record on disk is up to dat
 `report` tell the truth about a run that still works, failed or was stopped.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from compress.cores import usable_cores
 from compress.engine.events import Clock, Listener, log_path
 from compress.engine.gates import Gates, judge
 from compress.engine.rates import Rates
@@ -107,7 +107,7 @@ class Execution:
 
     def _do(self, missing: Sequence[Node]) -> None:
         """Do the missing nodes: one at a time, so that nothing disturbs a timing; in a rehearsal, side by side."""
-        side_by_side = most_workers(os.cpu_count() or 1) if self._plan.rehearsal else 1
+        side_by_side = most_workers(usable_cores()) if self._plan.rehearsal else 1
         workers = Workers(threads=1 if self._plan.rehearsal else None, grace=self._grace)
         with workers.signals(), ThreadPoolExecutor(side_by_side) as threads:
             try:

@@ -8,7 +8,6 @@ When its socket closes, the driver is gone, and it and (through PR_SET_PDEATHSIG
 Run as ``python -m compress.engine.forkserver FD DRIVER_PID MODULE...``.
 """
 
-import ctypes
 import importlib
 import json
 import os
@@ -19,7 +18,8 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-PR_SET_PDEATHSIG = 1
+from compress.processes import die_with_parent
+
 IGNORED = (signal.SIGTERM, signal.SIGUSR1)
 """What clusters send to every process. Its workers' work would end with it: the driver says when."""
 
@@ -43,13 +43,6 @@ def main(control: socket.socket, preload: list[str]) -> None:
                 else:
                     os.read(wake_read, 512)
             _reap(control)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies, and die now if it already has."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _serve(control: socket.socket) -> bool:

@@ -3,16 +3,17 @@
 from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
-from compress.engine.account import account, gigabytes, needed_bytes
+from compress.engine.account import account, needed_bytes, which_of
 from compress.engine.events import duration
 from compress.engine.idle import idle_remark
 from compress.engine.rates import Rates
-from compress.engine.room import disk_bytes, launch_remarks, shortages
+from compress.engine.room import card_remarks, disk_bytes, shortages
 from compress.engine.runs import last_ingredients
 from compress.engine.store import Store
 from compress.machine import Machine, describe, is_elsewhere, planned_machine
 from compress.pipeline.advice import advice
 from compress.pipeline.plan import Node, Plan, why_not_cached
+from compress.quantities import format_file_size, format_memory
 
 HEADER = ("step", "use", "from", "parameters", "weights", "memory", "time", "cost", "state")
 
@@ -38,7 +39,7 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
     (`machine.planning_for`), all is to run: what is in this store is not there.
     """
     elsewhere, machine = is_elsewhere(), planned_machine()
-    to_do = plan.missing(lambda n: n.given is not None or (not elsewhere and n.key in store))
+    to_do = _to_do(plan, store)
     missing = {node.name for node in to_do}
     rates = Rates(store.root)
     earlier = last_ingredients(name, store.root)
@@ -62,7 +63,8 @@ def plan_table(plan: Plan, name: str, store: Store, usd_per_hour: float | None =
             *_premises(plan, machine),
             *align([HEADER, *rows]),
             *(line for node in to_do for line in account(node, machine)),
-            *_room(to_do, store),
+            *_elsewhere(to_do),
+            *(f"`compress run` would refuse: {lacking}" for lacking in refusals(plan, store)),
             *idle_remark(to_do, rates, usd_per_hour),
             *advice(plan, done),
             footer if missing else "everything is in the store",
@@ -95,13 +97,23 @@ def _premises(plan: Plan, machine: Machine) -> Iterator[str]:
         yield from (f"  {each}" for each in plan.assumed)
 
 
-def _room(to_do: Sequence[Node], store: Store) -> Iterator[str]:
-    """Yield what would keep the plan from being run, and what is to be seen to elsewhere."""
+def refusals(plan: Plan, store: Store) -> tuple[str, ...]:
+    """Return all that a run of the plan would refuse for on the planned machine, in words; nothing where it fits."""
+    return tuple(shortages(_to_do(plan, store), store.root))
+
+
+def _to_do(plan: Plan, store: Store) -> tuple[Node, ...]:
+    """Return what is not there yet: on another machine than this nothing is."""
+    elsewhere = is_elsewhere()
+    return plan.missing(lambda n: n.given is not None or (not elsewhere and n.key in store))
+
+
+def _elsewhere(to_do: Sequence[Node]) -> Iterator[str]:
+    """Yield what is to be seen to on another machine than this."""
     if is_elsewhere():
         if num_bytes := disk_bytes(to_do):
-            yield f"it will write about {gigabytes(num_bytes)} to disk"
-        yield from launch_remarks(to_do)
-    yield from (f"`compress run` would refuse: {lacking}" for lacking in shortages(to_do, store.root))
+            yield f"it will write about {format_file_size(num_bytes)} to disk"
+        yield from card_remarks(to_do)
 
 
 def align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -151,9 +163,9 @@ def _costs(node: Node, effort: Effort, usd_per_hour: float | None) -> tuple[str,
     machine = planned_machine()
     memory, seconds = needed_bytes(node, machine), effort.seconds
     device = "card" if machine.card else "machine"
-    each = f" on each of {node.work.devices} {device}s" if node.work.devices > 1 else ""
+    each = f" on {which_of(node, device)}" if node.work.devices > 1 else ""
     return (
-        f"~{memory / 1e9:.2f} GB{each}" if memory else "?",
+        f"~{format_memory(memory)}{each}" if memory else "?",
         "" if seconds == 0 else f"~{duration(seconds)}" if seconds else "?",
         _cost(effort.device_seconds, usd_per_hour, "~"),
     )

@@ -19,12 +19,12 @@ from typing import Any, NoReturn
 
 from compress import plugins
 from compress.engine.agent import PID, STOPS
-from compress.engine.forkserver import die_with_parent
 from compress.engine.launcher import JobFolder
 from compress.engine.room import disk_full, disk_is_full
 from compress.engine.tasks import Task
 from compress.environment import peak_memory_bytes
 from compress.errors import CompressError, DoesNotFit, StepFailed
+from compress.processes import die_with_parent
 from compress.records import Artifact
 
 FAILED = ("error", "alone")

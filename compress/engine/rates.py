@@ -33,9 +33,13 @@ WORKER_BYTES = 400 << 20
 def estimated_memory_bytes(node: Node) -> int | None:
     """Return the peak a node's worker will reach, what it imports included; ``None`` without an estimate.
 
-    Of work on several devices, that on each.
+    Of work on several machines, that on each. An account has the process among its items; of work on a card, that is
+    what the machine holds beside it.
     """
-    return node.work.peak_memory_bytes + WORKER_BYTES if node.work.peak_memory_bytes else None
+    work = node.work
+    if planned_machine().card is not None and not work.on_processor:
+        return work.host_memory_bytes or None
+    return work.peak_memory_bytes + (0 if work.memory else WORKER_BYTES) if work.peak_memory_bytes else None
 
 
 class Learned(TypedDict):

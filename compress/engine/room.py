@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from compress.engine.account import card_bytes, gigabytes, is_on_card, needed_bytes
+from compress.engine.account import card_bytes, is_on_card, needed_bytes, usable_bytes, which_device
 from compress.environment import available_memory_bytes
 from compress.errors import DoesNotFit
-from compress.machine import Machine, is_elsewhere, planned_machine, this_machine
+from compress.machine import Card, Machine, is_elsewhere, planned_machine, this_machine
 from compress.pipeline.plan import Node
+from compress.quantities import format_file_size, format_memory
 
-GIB = 2**30
 REHEARSED_BYTES = 1200 * 10**6
 """Of a card's memory for a worker of a rehearsal: a CUDA context takes about 0.6 GB, its tiny model and cuBLAS's
 workspace little, and a step on two processes, or one that waits for work it submitted, has two contexts."""
@@ -40,23 +40,29 @@ def shortages(missing: Iterable[Node], root: Path) -> Iterator[str]:
     if not is_elsewhere():
         yield from _disk_shortage(missing, root)
     for node in missing:
+        yield from _named_card_shortage(node, machine)
         if is_on_card(node, machine):
             yield from _card_shortage(node, machine)
         else:
             yield from _memory_shortage(node, needed_bytes(node, machine))
 
 
-def launch_remarks(nodes: Iterable[Node]) -> list[str]:
-    """Return where more processes are launched than the planned machine has cards, in words."""
+def card_remarks(nodes: Iterable[Node]) -> Iterator[str]:
+    """Yield where settings ask for more cards than the planned machine has, in words."""
     machine = planned_machine()
     if machine.card is None:
-        return []
-    return [
-        f"step '{node.name}': `launch.processes: {processes}` needs as many cards on each machine; planned for "
-        f"{machine.num_cards} (`--device {processes}xNAME` names several)"
-        for node in nodes
-        if (processes := _processes(node)) > machine.num_cards
-    ]
+        return
+    for node in nodes:
+        if (processes := _processes(node)) > machine.num_cards:
+            yield (
+                f"step '{node.name}': `launch.processes: {processes}` needs as many cards on each machine; planned for "
+                f"{machine.num_cards} (`--device {processes}xNAME` names several)"
+            )
+        if (card := node.work.named_card) and card.number >= machine.num_cards:
+            yield (
+                f"step '{node.name}': `{card.setting}` needs {card.number + 1} cards; planned for {machine.num_cards} "
+                f"(`--device {card.number + 1}xNAME` names several)"
+            )
 
 
 def _processes(node: Node) -> int:
@@ -69,8 +75,8 @@ def _disk_shortage(missing: Sequence[Node], root: Path) -> Iterator[str]:
     free = _free_bytes(root)
     wanted = disk_bytes(missing)
     if wanted > free:
-        where = f"{root} (COMPRESS_HOME), where {_amount(free)} are free"
-        yield f"the run will write {_amount(wanted)} to {where}. {REMEDY}"
+        where = f"{root} (COMPRESS_HOME), where {format_file_size(free)} are free"
+        yield f"the run will write {format_file_size(wanted)} to {where}. {REMEDY}"
 
 
 def disk_bytes(missing: Iterable[Node]) -> int:
@@ -84,14 +90,35 @@ def _card_shortage(node: Node, machine: Machine) -> Iterator[str]:
     if not is_elsewhere() and (processes := _processes(node)) > machine.num_cards:
         there = "one is" if machine.num_cards == 1 else f"{machine.num_cards} are"
         yield f"step '{node.name}' is launched on {processes} cards, of which {there} here (`launch.processes`)."
-    needed, has = needed_bytes(node, machine), card_bytes(machine)
-    if needed > has:
+    needed = needed_bytes(node, machine)
+    if needed > card_bytes(machine):
         yield (
-            f"step '{node.name}' needs about {gigabytes(needed)} on {'each' if node.work.devices > 1 else 'the'} card; "
-            f"{machine.card.name} gives a process {gigabytes(has)} of its {gigabytes(machine.card.memory_bytes)}."
-            f"{_remedies(node)}"
+            f"step '{node.name}' needs about {format_memory(needed)} on {which_device(node, 'card')}; "
+            f"{_gives(machine.card)}.{_remedies(node)}"
         )
     yield from _memory_shortage(node, node.work.host_memory_bytes)
+
+
+def _named_card_shortage(node: Node, machine: Machine) -> Iterator[str]:
+    """Yield what is wrong with a card that settings name: it is not there, or too small. Cards of elsewhere may be."""
+    if (card := node.work.named_card) is None:
+        return
+    if card.number >= machine.num_cards and (machine.card is None or not is_elsewhere()):
+        last = machine.num_cards - 1
+        there = "no card" if last < 0 else "cuda:0" if last == 0 else f"cuda:0 to cuda:{last}"
+        yield f"step '{node.name}' wants a card of its own for `{card.setting}`: there is {there}."
+    needed = sum(item.num_bytes for item in card.memory)
+    if machine.card is not None and needed > card_bytes(machine):
+        yield (
+            f"step '{node.name}' needs about {format_memory(needed)} on the card of `{card.setting}`; "
+            f"{_gives(machine.card)}."
+        )
+
+
+def _gives(card: Card) -> str:
+    """Return what a process can have of a card, in words."""
+    has, whole = format_memory(usable_bytes(card)), format_memory(card.memory_bytes)
+    return f"{card.name} gives a process {has} of its {whole}"
 
 
 def _memory_shortage(node: Node, needed: int) -> Iterator[str]:
@@ -101,8 +128,8 @@ def _memory_shortage(node: Node, needed: int) -> Iterator[str]:
     available = available_memory_bytes()
     if needed > available:
         yield (
-            f"step '{node.name}' needs about {_amount(needed)} of memory; "
-            f"{_amount(available)} are available on this machine.{_remedies(node)}"
+            f"step '{node.name}' needs about {format_memory(needed)} of memory; "
+            f"{format_memory(available)} are available on this machine.{_remedies(node)}"
         )
 
 
@@ -127,8 +154,9 @@ def disk_full(root: Path, error: BaseException | None = None) -> str:
     name = getattr(error, "filename", None)
     folder = Path(name).absolute().parent if isinstance(name, str) else root
     if folder.exists() and root.exists() and folder.stat().st_dev != root.stat().st_dev:
-        return f"no room left on the disk of {name} ({_amount(_free_bytes(folder))} are free now)"
-    return f"no room left on the disk of {root} (COMPRESS_HOME; {_amount(_free_bytes(root))} are free now). {REMEDY}"
+        return f"no room left on the disk of {name} ({format_file_size(_free_bytes(folder))} are free now)"
+    free = format_file_size(_free_bytes(root))
+    return f"no room left on the disk of {root} (COMPRESS_HOME; {free} are free now). {REMEDY}"
 
 
 @contextmanager
@@ -154,7 +182,3 @@ def unless_full() -> Iterator[None]:
 
 def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-
-
-def _amount(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"

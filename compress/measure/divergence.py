@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from compress.backends.interface import Backend
     from compress.measure.segmentation import Reading
     from compress.meters.aligned import Divergences
-    from compress.meters.divergence import Estimate, TextScores
+    from compress.meters.clusters import Estimate
+    from compress.meters.divergence import TextScores
 
 VERSION = 4
 
@@ -245,11 +246,11 @@ def _coverage(reading: "Reading") -> Measurement:
 
 
 def _against_original(scores: "Divergences", token: str, apart: bool) -> list[Measurement]:
-    from compress.meters.divergence import clustered_mean
+    from compress.meters.clusters import clustered_positive, clustered_share
     from compress.meters.timing import percentile
 
-    kl = clustered_mean(scores.kl, scores.sequence)
-    top = clustered_mean(scores.same_top, scores.sequence)
+    kl = clustered_positive(scores.kl, scores.sequence)
+    top = clustered_share(scores.same_top, scores.sequence)
     worst = f"largest {float(scores.kl.max()):.3g}"
     tail = percentile(scores.kl.tolist(), 99)
     return [

@@ -9,7 +9,7 @@ from typing import Any
 from lm_eval.api.task import Task
 
 from compress.measure.items import Item
-from compress.measure.statistics import normal_interval, wilson_interval
+from compress.measure.statistics import Interval, graded_interval, normal_interval, wilson_interval
 from compress.meters.accuracy import Score, is_share, scores
 from compress.meters.lm_eval_model import BackendLM
 from compress.meters.tasks import Leaves, run_tasks
@@ -68,13 +68,19 @@ def _figures(name: str, task: Task, samples: Sequence[dict[str, Any]], told: set
     return [_figure(name, task, metric, kept, values) for (metric, kept), values in pooled.items()]
 
 
+def _interval(metric: str, values: list[Any]) -> Interval:
+    """Return the interval of a mean; that of a share stays between 0 and 1."""
+    if set(values) <= {0, 1}:
+        return wilson_interval(int(sum(values)), len(values))
+    return graded_interval(values) if is_share(metric, values) else normal_interval(values)
+
+
 def _figure(name: str, task: Task, metric: str, kept: str, values: list[Any]) -> Measurement:
     aggregate: Callable[[list[Any]], float] = task.aggregation()[metric]
     value = float(aggregate(values))
     interval = None
     if all(isinstance(v, Real) for v in values) and abs(value - sum(values) / len(values)) < 1e-9:
-        binary = set(values) <= {0, 1}
-        interval = wilson_interval(int(sum(values)), len(values)) if binary else normal_interval(values)
+        interval = _interval(metric, values)
     labels: dict[str, str | int] = {"task": name}
     if kept != "none":
         labels["filter"] = kept

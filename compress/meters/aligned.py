@@ -22,7 +22,7 @@ from compress.meters.divergence import (
     compare,
     piece_positions,
 )
-from compress.meters.halving import halved, said
+from compress.meters.halving import in_parts
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,15 @@ def score_recut(
     compared: list[tuple[Tensor, ...]] = []
     num_sequences = 0
     for batch in batches:
-        for part, read, apart in _score_fitting(student, teacher, batch, teacher_ids, on_halved):
+
+        def work(start: int, stop: int, batch: Recut = batch) -> tuple[int, Columns, Columns]:
+            part = batch.part(start, stop)
+            return len(part), *_score_batch(student, teacher, part, teacher_ids)
+
+        for size, read, apart in in_parts(work, len(batch), on_halved):
             for columns, (sequence, *figures) in ((texts, read), (compared, apart)):
                 columns.append((sequence + num_sequences, *figures))
-            num_sequences += len(part)
+            num_sequences += size
         on_batch(num_sequences)
     sequence_N, nats_N = (torch.cat(column) for column in zip(*texts, strict=True))
     sequence_P, kl_P, same_top_P, mass_P = (torch.cat(column) for column in zip(*compared, strict=True))
@@ -124,30 +129,6 @@ def score_recut(
 
 
 Columns = tuple[Tensor, ...]
-
-
-def _score_fitting(
-    student: Backend,
-    teacher: Backend,
-    batch: Recut,
-    teacher_ids: Tensor,
-    on_halved: Callable[[str], None],
-) -> Iterator[tuple[Recut, Columns, Columns]]:
-    """Yield the parts of a batch that memory is large enough for, with what `_score_batch` gives for them."""
-    start, most = 0, len(batch)
-    while start < len(batch):
-
-        def work(size: int, start: int = start) -> tuple[Recut, Columns, Columns]:
-            part = batch.part(start, start + size)
-            return part, *_score_batch(student, teacher, part, teacher_ids)
-
-        asked = min(most, len(batch) - start)
-        scored, size = halved(work, asked)
-        if size < asked:
-            on_halved(said(asked, size))
-            most = size
-        yield scored
-        start += size
 
 
 def _score_batch(

@@ -7,16 +7,16 @@ that the two vocabulary-sized distributions never exist for a whole sequence.
 Shapes: B sequences, T positions, C positions of a chunk, V vocabulary, N scored tokens of all sequences.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, log
 
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from compress.backends.interface import Backend
-from compress.meters.halving import halved, said
+from compress.meters.clusters import Estimate, clustered_mean
+from compress.meters.halving import in_parts
 
 CHUNK_ELEMENTS = 2**24
 """Logits held at once, per model: 64 MiB in fp32. More are compared piece by piece."""
@@ -29,16 +29,6 @@ CUDA_PIECES = 4
 
 Batch = tuple[Tensor, Tensor]
 """Token ids and mask, both ``[B, T]``."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over tokens and its 95 % interval over sequences; without one where a sequence stands alone."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
 
 
 @dataclass(frozen=True)
@@ -93,30 +83,20 @@ def score_text(
     columns: list[tuple[Tensor, ...]] = []
     num_sequences = 0
     for ids_BT, mask_BT in batches:
-        for scored_BT, figures in _score_fitting(student, teacher, ids_BT, mask_BT, teacher_ids, on_halved):
+
+        def work(
+            start: int, stop: int, ids_BT: Tensor = ids_BT, mask_BT: Tensor = mask_BT
+        ) -> tuple[Tensor, list[Tensor]]:
+            rows = slice(start, stop)
+            return _score_batch(student, teacher, ids_BT[rows], mask_BT[rows], teacher_ids)
+
+        for scored_BT, figures in in_parts(work, len(ids_BT), on_halved):
             sequence_BT = torch.arange(len(scored_BT))[:, None].expand_as(scored_BT) + num_sequences
             columns.append((sequence_BT[scored_BT], *(figure_BT[scored_BT] for figure_BT in figures)))
             num_sequences += len(scored_BT)
         on_batch(num_sequences)
     sequence_N, nats_N, *compared = (torch.cat(column) for column in zip(*columns, strict=True))
     return TextScores(nats_N, sequence_N, *compared)
-
-
-def clustered_mean(values_N: Tensor, sequence_N: Tensor) -> Estimate:
-    """Return the mean with the 95 % interval of a ratio estimator whose sampling units are sequences.
-
-    For sequences of equal length this is the t interval of their means (Cochran 1977, section 6.3).
-    """
-    values_N = values_N.double()
-    counts_S = torch.bincount(sequence_N).double()
-    counts_S, sums_S = counts_S[counts_S > 0], torch.bincount(sequence_N, weights=values_N)[counts_S > 0]
-    mean = float(values_N.mean())
-    if len(counts_S) < 2:
-        return Estimate(mean, None, None, len(values_N))
-    residual = float((sums_S - mean * counts_S).square().sum())
-    error = sqrt(residual * len(counts_S) / (len(counts_S) - 1)) / len(values_N)
-    margin = float(student_t.ppf(0.975, len(counts_S) - 1)) * error
-    return Estimate(mean, mean - margin, mean + margin, len(values_N))
 
 
 def chunk_positions(num_sequences: int, models: Sequence[Backend]) -> int:
@@ -131,31 +111,6 @@ def piece_positions(num_sequences: int, models: Sequence[Backend]) -> int:
     on_cuda = all(model.on_cuda for model in models)
     elements = CUDA_CHUNK_ELEMENTS // CUDA_PIECES if on_cuda else CHUNK_ELEMENTS
     return max(1, elements // (num_sequences * max(model.vocabulary for model in models)))
-
-
-def _score_fitting(
-    student: Backend,
-    teacher: Backend | None,
-    ids_BT: Tensor,
-    mask_BT: Tensor,
-    teacher_ids: Tensor | None,
-    on_halved: Callable[[str], None],
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Yield what `_score_batch` gives for the whole batch, or for parts of it where memory is too small."""
-    start, most = 0, len(ids_BT)
-    while start < len(ids_BT):
-
-        def work(size: int, start: int = start) -> tuple[Tensor, list[Tensor]]:
-            rows = slice(start, start + size)
-            return _score_batch(student, teacher, ids_BT[rows], mask_BT[rows], teacher_ids)
-
-        asked = min(most, len(ids_BT) - start)
-        scored, size = halved(work, asked)
-        if size < asked:
-            on_halved(said(asked, size))
-            most = size
-        yield scored
-        start += size
 
 
 def _score_batch(

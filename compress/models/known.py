@@ -8,6 +8,12 @@ from compress import plugins
 from compress.errors import InputError, nearest
 from compress.models.family import Config, Family, option
 
+MOST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 4_096),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 16_384),
+}
+"""Of what a configuration may have: tens of times as many as any model that is published."""
+
 
 def is_known(config: Config) -> bool:
     """Whether there is a family file for this architecture."""
@@ -24,6 +30,17 @@ def is_encoder(config: Config) -> bool:
     return any(name.endswith("MaskedLM") for name in config.get("architectures") or ())
 
 
+def check_counts(config: Config) -> None:
+    """Raise `InputError` where a configuration has more layers or experts than any model: each would be listed."""
+    for key, most in MOST.items():
+        value = config.get(key)
+        if isinstance(value, int) and value > most:
+            raise InputError(
+                f"the model's configuration has {key}: {value}; each is listed with its tensors, and at most {most:,} "
+                f"are. Allowed: 1 to {most:,}"
+            )
+
+
 def family_of(config: Config) -> Family:
     """Return the family of a configuration. Raises `InputError` for one that cannot be compressed."""
     name = config.get("model_type")
@@ -31,6 +48,7 @@ def family_of(config: Config) -> Family:
         raise InputError(
             "the model's configuration has no 'model_type'; it must be a Hugging Face config.json"
         )
+    check_counts(config)
     if is_known(config):
         return cast(Family, plugins.load("models.families", name))
     try:

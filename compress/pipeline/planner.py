@@ -16,7 +16,7 @@ from compress.pipeline import encoders, origin, rivals
 from compress.pipeline.gated import check_gates_are_measured
 from compress.pipeline.keys import ingredients
 from compress.pipeline.plan import Node, Plan, Role
-from compress.pipeline.schema import MEASUREMENTS, Baseline, Evaluate, Pipeline, StepEntry
+from compress.pipeline.schema import MEASUREMENTS, Baseline, Evaluate, ModelSource, Pipeline, StepEntry
 from compress.plugins import Measured, PlannedInputs, Prepared, StepConfig
 from compress.records import Artifact, ModelSpec, Work
 
@@ -63,10 +63,12 @@ class Builder:
     def build(self) -> None:
         """Add everything: the original, the baselines, the steps, each followed by its measurements."""
         check_gates_are_measured(self.pipeline)
-        origin.add_original(self, self.pipeline.model)
+        with self._at_shape(self.pipeline.model, "model"):
+            origin.add_original(self, self.pipeline.model)
         self._measure("original")
-        for baseline in self.pipeline.baselines:
-            self._add_baseline(baseline)
+        for index, baseline in enumerate(self.pipeline.baselines):
+            with self._at_shape(baseline.source, "baselines", index):
+                self._add_baseline(baseline)
         rivals.add_rivals(self)
         for step in self.pipeline.steps:
             self._add_step(step, "student")
@@ -174,12 +176,27 @@ class Builder:
         return digest
 
     @contextmanager
-    def _at(self, *path: str) -> Iterator[None]:
+    def _at(self, *path: str | int) -> Iterator[None]:
         """Have what is refused inside say where in the file its cause stands."""
         try:
             yield
         except InputError as error:
-            raise _Placed(f"{self.pipeline.where(*path)}: {'.'.join(path)}: {error}") from error
+            raise _Placed(f"{self.pipeline.where(*path)}: {'.'.join(map(str, path))}: {error}") from error
+
+    @contextmanager
+    def _at_shape(self, source: ModelSource | None, *path: str | int) -> Iterator[None]:
+        """Have it say so of a shape or configuration that stands there; a hub's refusal is none of it."""
+        key = next((key for key in ("shape", "config") if source and getattr(source, key) is not None), None)
+        if key is None:
+            yield
+            return
+        try:
+            with self._at(*path, key):
+                yield
+        except _Placed as error:
+            if isinstance(error.__cause__, HubUnavailable | _Placed):
+                raise error.__cause__ from None
+            raise
 
     def _tokenizer_of(self, model: str) -> str:
         """Return the node whose tokenizer a model reads: the nearest ancestor whose step rewrote it."""

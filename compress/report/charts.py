@@ -98,7 +98,7 @@ class _Model:
 
 def costs(run: RunRecord) -> tuple[Cost, ...]:
     """Return the costs quality is drawn against: bytes, and time per token at the smallest profile."""
-    size = Cost("Accuracy and size", "Size on disk", "bytes", lambda step: float(step.disk_bytes))
+    size = Cost("Accuracy and size", "Size on disk", "bytes on disk", lambda step: float(step.disk_bytes))
     profile = next(iter(figures.profiles(run)), None)
     if profile is None:
         return (size,)

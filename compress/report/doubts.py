@@ -17,8 +17,14 @@ def strays(step: StepRecord) -> bool:
     return any(True for _ in other_model(step))
 
 
+def is_better(step: StepRecord) -> bool:
+    """Return whether a student answers more than the original does: there is nothing to bring back."""
+    change = figures.accuracy_change(step)
+    return change is not None and change.value > 0
+
+
 def other_model(step: StepRecord) -> Iterator[Finding]:
-    """Yield how far a student's predictions are from the original's, where that is far."""
+    """Yield how far a student's predictions are from the original's, where that is far, and what that means."""
     kl, same = figures.find(step, "kl_divergence"), figures.find(step, "same_top_token")
     far = []
     if kl is not None and kl.value > MOST_NATS:
@@ -27,6 +33,5 @@ def other_model(step: StepRecord) -> Iterator[Finding]:
         far.append(f"the most likely token is the same at only {units.share(same.value)} of positions")
     if far:
         text = f"{step.name} is another model than the original on held-out text: {' and '.join(far)}"
-        yield Finding(
-            "warn", f"{text}. What the tasks do not ask may be lost; more recovery may bring it back."
-        )
+        advice = "" if is_better(step) else "; more recovery may bring it back"
+        yield Finding("warn", f"{text}. What the tasks do not ask may be lost{advice}.")

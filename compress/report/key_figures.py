@@ -17,7 +17,7 @@ def key_figures(run: RunRecord, best: StepRecord) -> Iterator[tuple[str, Cell]]:
     notes = _times(smaller, "smaller", "larger")
     if rival and (times := figures.times_smaller_than(rival, best)):
         notes.append(_than(rival, times, "smaller than", "larger than", "as large as"))
-    yield "Size on disk", figure(best.disk_bytes, units.num_bytes, *notes)
+    yield "Size on disk", figure(best.disk_bytes, units.file_size, *notes)
     yield from _speed(run, best)
     reference, parameters = figures.original(run), best.realized.num_parameters
     fewer = reference.realized.num_parameters / parameters if reference and parameters else None

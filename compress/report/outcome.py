@@ -18,7 +18,8 @@ LONGEST = 600
 
 BY_ENDING: dict[str, Callable[[float], str]] = {
     "tokens_per_second": partial(units.quantity, unit="tokens/s"),
-    "_bytes": units.num_bytes,
+    "memory_bytes": units.memory,
+    "_bytes": units.file_size,
     "_seconds": units.duration,
     "_ms": partial(units.quantity, unit="ms"),
     "loss": lambda value: f"{units.axis(value)}{units.SPACE}nats",

@@ -142,6 +142,6 @@ def _templates() -> "Environment":
     )
     style = (folder / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    environment.filters["bytes"] = units.num_bytes
+    environment.filters["bytes"] = units.file_size
     environment.globals |= {"style": Markup(style), "style_hash": digest}
     return environment

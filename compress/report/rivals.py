@@ -104,4 +104,4 @@ def _finding(run: RunRecord, rival: StepRecord, best: StepRecord) -> Finding:
 def _pair(step: StepRecord) -> str:
     quality = figures.accuracy(step)
     accuracy = units.share(quality.value) if quality else units.NOT_MEASURED
-    return f"{units.num_bytes(step.disk_bytes)}, {accuracy}"
+    return f"{units.file_size(step.disk_bytes)}, {accuracy}"

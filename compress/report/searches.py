@@ -16,7 +16,7 @@ from compress.report.labels import Label, place
 
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "params": ("Parameters", units.count),
-    "memory": ("Memory of weights and cache", units.num_bytes),
+    "memory": ("Memory of weights and cache", units.file_size),
     "flops": ("Operations a token", lambda value: f"{units.count(value)}{units.SPACE}FLOPs"),
     "latency": ("Time a token", lambda value: units.quantity(value, "ms")),
 }

@@ -117,7 +117,7 @@ def _result(run: RunRecord, step: StepRecord) -> Iterator[Cell]:
     yield figure(step.realized.num_parameters, units.count)
     relative = [] if is_reference or not smaller else [1 / smaller]
     notes = (Text(f"{units.ratio(times)} original", (times,)) for times in relative)
-    yield figure(step.disk_bytes, units.num_bytes, *notes)
+    yield figure(step.disk_bytes, units.file_size, *notes)
     yield measured(figures.accuracy(step))
     yield REFERENCE if is_reference else _change(step)
     yield REFERENCE if is_reference else _change_from_parent(run, step)
@@ -156,12 +156,12 @@ def _taken(step: StepRecord) -> Iterator[Cell]:
     stored = (Text("from the store"),) if step.cached else ()
     estimate = _planned("estimated", step.estimated_seconds, units.duration)
     yield figure(step.seconds or None, units.duration, *estimate, *stored)
-    estimate = _planned("estimated", step.estimated_peak_memory_bytes, units.num_bytes)
-    yield figure(step.peak_memory_bytes or None, units.num_bytes, *estimate)
+    estimate = _planned("estimated", step.estimated_peak_memory_bytes, units.memory)
+    yield figure(step.peak_memory_bytes or None, units.memory, *estimate)
     predicted, realized = step.predicted, step.realized
     about = step.is_about
     yield _prediction(predicted.num_parameters, realized.num_parameters, units.count, about)
-    yield _prediction(predicted.weight_bytes, realized.weight_bytes, units.num_bytes, about)
+    yield _prediction(predicted.weight_bytes, realized.weight_bytes, units.file_size, about)
 
 
 def _planned(word: str, value: float | None, write: Callable[[float], str]) -> tuple[Text, ...]:

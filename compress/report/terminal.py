@@ -54,7 +54,7 @@ def _beside(reference: StepRecord | None, words: Callable[[StepRecord], str]) ->
 
 
 def _size(step: StepRecord) -> str:
-    return f"{units.num_bytes(step.disk_bytes)}, {units.count(step.realized.num_parameters)} parameters"
+    return f"{units.file_size(step.disk_bytes)}, {units.count(step.realized.num_parameters)} parameters"
 
 
 def _quality(step: StepRecord) -> str:
@@ -114,8 +114,8 @@ def _sizes(run: RunRecord) -> dict[str, str]:
     rows: dict[str, str] = {}
     for step in run.steps:
         rows[f"{step.name} parameters"] = units.count(step.realized.num_parameters)
-        rows[f"{step.name} weights"] = units.num_bytes(step.realized.weight_bytes)
-        rows[f"{step.name} on disk"] = units.num_bytes(step.disk_bytes)
+        rows[f"{step.name} weights"] = units.file_size(step.realized.weight_bytes)
+        rows[f"{step.name} on disk"] = units.file_size(step.disk_bytes)
     return rows
 
 

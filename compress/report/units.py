@@ -6,6 +6,8 @@ Digits and unit are joined by a no-break space. The minus is U+2212, as wide as 
 import math
 from collections.abc import Callable
 
+from compress.quantities import format_file_size, format_memory
+
 SPACE = "\u00a0"
 MINUS = "\u2212"
 TIMES = "\u00d7"
@@ -43,9 +45,18 @@ def count(value: float) -> str:
     return scaled(value, ("", "k", "M", "B", "T"))
 
 
-def num_bytes(value: float) -> str:
-    """Return bytes in decimal multiples: ``6.02 MB``."""
-    return scaled(value, ("B", "kB", "MB", "GB", "TB"))
+def file_size(value: float) -> str:
+    """Return what lies on disk: ``6.02 MB``."""
+    return _bytes(value, format_file_size)
+
+
+def memory(value: float) -> str:
+    """Return an amount of memory: ``5.74 MiB``."""
+    return _bytes(value, format_memory)
+
+
+def _bytes(value: float, write: Callable[[float], str]) -> str:
+    return write(value).replace(" ", SPACE).replace("-", MINUS) if math.isfinite(value) else "not finite"
 
 
 def share(value: float) -> str:
@@ -104,7 +115,8 @@ def dollars(value: float) -> str:
 BY_UNIT: dict[str, Callable[[float], str]] = {
     "share": share,
     "points": signed_points,
-    "bytes": num_bytes,
+    "bytes": memory,
+    "bytes on disk": file_size,
     "s": duration,
     "ms": lambda value: f"{significant(value)}{SPACE}ms",
     "USD": dollars,

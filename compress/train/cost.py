@@ -3,16 +3,19 @@
 from collections.abc import Iterator
 
 from compress.machine import planned_machine
-from compress.records import JsonValue, MemoryItem, ModelSpec, Work
+from compress.quantities import format_memory
+from compress.records import JsonValue, MemoryItem, ModelSpec, NamedCard, Work
 from compress.train.activations import activations
 from compress.train.launch import Launch
 from compress.train.memory_account import (
     CPU_PROCESS,
+    ROUNDED_BYTES,
     WEIGHT_BYTES,
     Conditions,
     Teaching,
     account,
     moment_bytes,
+    teacher_account,
     teacher_bytes,
     total,
 )
@@ -53,7 +56,8 @@ def training_work(
         disk_bytes=spec.weight_bytes + 2 * checkpoint,  # the next is written before the last is dropped
         devices=team(settings.launch or Launch())[1],
         memory=items,
-        host_memory_bytes=0 if _on_processor() else _beside_cards(spec, teaching),
+        named_card=_named_card(settings, teaching, sequence_length),
+        host_memory_bytes=0 if _on_processor() else beside_cards(spec, teaching),
         remedies=tuple(remedies(spec, settings, teaching, sequence_length)),
     )
 
@@ -67,8 +71,18 @@ def training_memory(
     recompute: bool,
 ) -> tuple[MemoryItem, ...]:
     """Return what each device holds at the peak of a step, for so many rows at once; without cards, each machine."""
+    conditions = conditions_of(settings, sequence_length, micro_batch, recompute)
+    items = account(spec, settings, num_trained(spec, settings), teaching, conditions)
+    sharing = team(settings.launch or Launch())[0]
+    return tuple(item.model_copy(update={"num_bytes": sharing * item.num_bytes}) for item in items)
+
+
+def conditions_of(
+    settings: TrainingSettings, sequence_length: int, micro_batch: int, recompute: bool
+) -> Conditions:
+    """Return what the settings mean on the planned machine."""
     launch = settings.launch or Launch()
-    conditions = Conditions(
+    return Conditions(
         sequence_length=sequence_length,
         micro_batch=micro_batch,
         recompute=recompute,
@@ -76,9 +90,6 @@ def training_memory(
         on_processor=_on_processor(),
         devices=launch.processes * launch.nodes,
     )
-    items = account(spec, settings, num_trained(spec, settings), teaching, conditions)
-    sharing = team(launch)[0]
-    return tuple(item.model_copy(update={"num_bytes": sharing * item.num_bytes}) for item in items)
 
 
 def least_memory(
@@ -124,10 +135,10 @@ def account_in_words(
         spec, settings, teaching, sequence_length, 1, settings.checkpoint_activations is not False
     )
     card = planned_machine().card
-    there = f" of {card.memory_bytes / 1e9:.1f} GB there are" if card else ""
-    listed = ", ".join(f"{item.name} {item.num_bytes / 1e9:.1f}" for item in items)
+    there = f" of {format_memory(card.memory_bytes)} there are" if card else ""
+    listed = ", ".join(f"{item.name} {format_memory(item.num_bytes)}" for item in items)
     helping = "; ".join(remedies(spec, settings, teaching, sequence_length)) or "none of the settings"
-    return f"It takes about {total(items) / 1e9:.1f} GB{there}: {listed}. What would help: {helping}"
+    return f"It takes about {format_memory(total(items))}{there}: {listed}. What would help: {helping}"
 
 
 def remedies(
@@ -138,7 +149,7 @@ def remedies(
     for said, changed, taught in _changes(settings, teaching):
         saved = now - total(least_memory(spec, changed, taught, sequence_length))
         if saved > 0.01 * now:
-            yield f"`{said}` (saves {saved / 1e9:.1f} GB)"
+            yield f"`{said}` (saves {format_memory(saved)})"
 
 
 def _changes(
@@ -157,10 +168,10 @@ def _changes(
     if settings.optimizer == "adamw":
         smaller = "adamw_8bit" if launch is None else "adamw_bf16"
         yield f"optimizer: {smaller}", settings.model_copy(update={"optimizer": smaller}), teaching
-    if teaching is not None and teaching.is_beside:
+    if teaching is not None and teaching.is_beside(_on_processor()):
         if teaching.precision != "nf4":
             yield "teacher_precision: nf4", settings, _kept(teaching, precision="nf4")
-        if launch is None and teaching.precision not in ("nf4", "int8"):
+        if launch is None and not _on_processor() and teaching.precision not in ROUNDED_BYTES:
             yield "teacher_device: offload", settings, _kept(teaching, device="offload")
     if launch is not None:
         more = launch.model_copy(update={"processes": 2 * launch.processes})
@@ -179,10 +190,32 @@ def _kept(teaching: Teaching, **changes: str) -> Teaching:
     return Teaching(**{**vars(teaching), **changes})
 
 
-def _beside_cards(spec: ModelSpec, teaching: Teaching | None) -> int:
-    """Return what the leader's process holds: both models, as they are opened; a teacher on a processor stays there."""
-    opened = 0 if teaching is None or teaching.precision in ("nf4", "int8") else teacher_bytes(teaching, True)
+def beside_cards(spec: ModelSpec, teaching: Teaching | None) -> int:
+    """Return what the leader's process holds: both models, as they are opened; a teacher on a processor stays there.
+
+    There it computes in fp32. One that is rounded is opened where it runs.
+    """
+    opened = 0
+    if teaching is not None and teaching.device == "cpu":
+        opened = teacher_bytes(teaching, in_bf16=False)
+    elif teaching is not None and teaching.precision not in ROUNDED_BYTES:
+        opened = teacher_bytes(teaching, in_bf16=True)
     return PROCESS_BYTES + WEIGHT_BYTES * spec.num_parameters + opened
+
+
+def _named_card(
+    settings: TrainingSettings, teaching: Teaching | None, sequence_length: int
+) -> NamedCard | None:
+    """Return the card that is named for the teacher, where that is another than the student's or there is none."""
+    if teaching is None or teaching.card is None or (teaching.card == 0 and not _on_processor()):
+        return None
+    setting = f"teacher_device: {teaching.device}"
+    if _on_processor():
+        return NamedCard(setting=setting, number=teaching.card)
+    micro_batch = small_micro_batch(settings, sequence_length)
+    conditions = conditions_of(settings, sequence_length, micro_batch, recompute=False)
+    memory = teacher_account(teaching, conditions)
+    return NamedCard(setting=setting, number=teaching.card, memory=memory)
 
 
 def team(launch: Launch) -> tuple[int, int]:

@@ -49,15 +49,19 @@ class Teaching:
     device: str = "auto"
     """``auto``: beside the student."""
 
-    @property
-    def is_beside(self) -> bool:
-        """Whether its layers are where the student is."""
-        return self.device in ("auto", "cuda", "cuda:0")
+    def is_beside(self, on_processor: bool = False) -> bool:
+        """Whether its layers are in the memory that the student is in: a processor's is one, whatever is named."""
+        return on_processor or self.device in ("auto", "cuda", "cuda:0")
+
+    def has_its_head_beside(self, on_processor: bool = False) -> bool:
+        """Whether its output layer is there, also with its layers in host memory."""
+        return self.is_beside(on_processor) or self.device == "offload"
 
     @property
-    def has_its_head_beside(self) -> bool:
-        """Whether its output layer is where the student is, also with its layers in host memory."""
-        return self.is_beside or self.device == "offload"
+    def card(self) -> int | None:
+        """The number of the card that the settings name; ``None`` where they name none."""
+        name, _, number = self.device.partition(":")
+        return int(number or 0) if name == "cuda" else None
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,21 @@ def account(
     """Return what each device holds at the peak of a step. Their sum is the peak."""
     held = _state(spec, settings, num_trained, teaching, conditions)
     held += _gathered(spec, teaching, conditions)
-    held += _waiting(spec, conditions)
-    moments = _at_the_loss(spec, settings, teaching, conditions), _in_a_layer(spec, conditions)
+    held += waiting(spec, conditions)
+    moments = at_the_loss(spec, settings, teaching, conditions), in_a_layer(spec, conditions)
     items = [item for item in (*held, *max(moments, key=total)) if item.num_bytes]
-    return (*items, *_process(items, settings, conditions))
+    return (*items, *process(items, settings, conditions))
+
+
+def teacher_account(teaching: Teaching, conditions: Conditions) -> tuple[MemoryItem, ...]:
+    """Return what a card holds that the teacher's layers run on, and nothing else."""
+    spec, c = teaching.spec, conditions
+    kept = activations(spec.config, c.in_bf16, c.sequence_length, c.on_processor)
+    items = [
+        MemoryItem(name="teacher's weights", num_bytes=teacher_bytes(teaching, c.in_bf16)),
+        MemoryItem(name="one of its layers at work", num_bytes=c.tokens * (kept.layer + kept.inputs)),
+    ]
+    return (*items, *_context(items, 0))
 
 
 def total(items: Sequence[MemoryItem]) -> int:
@@ -138,11 +153,11 @@ def _state(
         "gradients (fp32)": WEIGHT_BYTES * num_trained,
         f"optimizer's moments ({settings.optimizer})": moment_bytes(spec, settings, num_trained),
     }
-    if teaching is not None and teaching.is_beside:
+    if teaching is not None and teaching.is_beside(conditions.on_processor):
         whole = conditions.devices if teaching.precision in ROUNDED_BYTES else 1
         kept = "" if teaching.precision == "auto" else f", {teaching.precision}"
         held[f"teacher's weights{kept}"] = whole * teacher_bytes(teaching, conditions.in_bf16)
-    if teaching is not None and teaching.device == "offload":
+    elif teaching is not None and teaching.device == "offload":
         held["teacher's embedding, head and two of its layers"] = _offloaded_bytes(
             teaching, conditions.in_bf16
         )
@@ -174,7 +189,7 @@ def _gathered(spec: ModelSpec, teaching: Teaching | None, conditions: Conditions
     return [MemoryItem(name=name, num_bytes=num) for name, num in found.items()]
 
 
-def _waiting(spec: ModelSpec, conditions: Conditions) -> list[MemoryItem]:
+def waiting(spec: ModelSpec, conditions: Conditions) -> list[MemoryItem]:
     """Return what the forward pass keeps for the backward pass."""
     kept = _activations(spec, conditions)
     if conditions.recompute:
@@ -194,7 +209,7 @@ def _waiting(spec: ModelSpec, conditions: Conditions) -> list[MemoryItem]:
     ]
 
 
-def _at_the_loss(
+def at_the_loss(
     spec: ModelSpec, settings: TrainingSettings, teaching: Teaching | None, conditions: Conditions
 ) -> list[MemoryItem]:
     """Return what the fused loss holds of the output layer."""
@@ -212,7 +227,7 @@ def _at_the_loss(
     logits += TILE_TENSORS * min(CPU_TILE if conditions.on_processor else CUDA_TILE, 4 * rows * vocabulary)
     theirs = 0 if teaching is None else width * _head_shape(teaching.spec)[1]
     copies = width * head if conditions.in_bf16 else 0
-    if teaching is not None and not teaching.has_its_head_beside:
+    if teaching is not None and not teaching.has_its_head_beside(conditions.on_processor):
         copies += width * vocabulary * _head_shape(teaching.spec)[1]
     learns = settings.lora is None
     return [
@@ -226,7 +241,7 @@ def _at_the_loss(
     ]
 
 
-def _in_a_layer(spec: ModelSpec, conditions: Conditions) -> list[MemoryItem]:
+def in_a_layer(spec: ModelSpec, conditions: Conditions) -> list[MemoryItem]:
     """Return what the backward pass of a layer holds beside what waits for it."""
     kept = _activations(spec, conditions)
     layer = _layer_parameters(spec)
@@ -240,13 +255,16 @@ def _in_a_layer(spec: ModelSpec, conditions: Conditions) -> list[MemoryItem]:
     return items
 
 
-def _process(
+def process(
     items: Sequence[MemoryItem], settings: TrainingSettings, conditions: Conditions
 ) -> list[MemoryItem]:
     """Return what is there however small the model."""
     if conditions.on_processor:
         return [MemoryItem(name="process", num_bytes=CPU_PROCESS)]
-    buffers = TEAM_BUFFERS if settings.launch is not None else 0
+    return _context(items, TEAM_BUFFERS if settings.launch is not None else 0)
+
+
+def _context(items: Sequence[MemoryItem], buffers: int) -> list[MemoryItem]:
     lost = round(LOST_BETWEEN * total(items))
     return [
         MemoryItem(name="CUDA context and buffers", num_bytes=CUDA_CONTEXT + buffers),

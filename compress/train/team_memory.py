@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
 from compress.errors import StepFailed, is_out_of_memory
+from compress.quantities import format_memory
 from compress.train.distributed import Team, shard, summed_as
 from compress.train.memory import FEW_TOKENS, MOST_TOKENS, SHARE, recompute_activations
 from compress.train.numerics import Numerics
@@ -133,7 +134,7 @@ class TeamTraining:
         if is_free and not numerics.checkpoint_activations:
             recomputed = numerics.model_copy(update={"checkpoint_activations": True})
             return self._tried(recomputed, sharding)
-        raise StepFailed(_too_small(asked or 1, f"{trial.most / 1e9:.1f} GB are needed on each card"))
+        raise StepFailed(_too_small(asked or 1, f"{format_memory(trial.most)} is needed on each card"))
 
     def _sharding(self, numerics: Numerics, team: Team, spare: float) -> Sharding:
         others = [model for model in models_of(self.objective) if model is not self.student]

@@ -37,7 +37,7 @@ def test_without_cards_nothing_is_missing(examine):
 
 def test_a_card_that_works_is_told_with_its_memory(examine):
     found = examine(H100, sees=1)
-    assert found["accelerator"].well and "85.5 GB" in found["accelerator"].found and found["NVML"].well
+    assert found["accelerator"].well and "79.6 GiB" in found["accelerator"].found and found["NVML"].well
 
 
 def test_a_torch_without_cuda_is_to_be_mended_and_no_index_is_invented(examine):

@@ -24,7 +24,7 @@ CARD = Card(
 
 @pytest.fixture(autouse=True)
 def processor(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: CORES)
+    monkeypatch.setattr("compress.speed.usable_cores", lambda: CORES)
     monkeypatch.setattr("compress.machine.this_machine", Machine)
     monkeypatch.setattr("compress.engine.rates.this_machine", Machine)
 

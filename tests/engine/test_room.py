@@ -44,7 +44,7 @@ def test_the_store_is_named_with_its_free_space_and_what_frees_more(tmp_path, mo
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     said = disk_full(tmp_path / "home", NO_SPACE)
     assert said.startswith(
-        f"no room left on the disk of {tmp_path / 'home'} (COMPRESS_HOME; 3.0 MiB are free now). "
+        f"no room left on the disk of {tmp_path / 'home'} (COMPRESS_HOME; 3.15 MB are free now). "
     )
     assert "`compress gc`" in said and "larger disk" in said
 
@@ -84,7 +84,8 @@ def with_a_card(monkeypatch):
 def test_what_a_card_cannot_hold_is_refused_before_anything_runs(with_a_card, tmp_path):
     said = shortage([node(peak_memory_bytes=99 * 10**9)], tmp_path)
     assert said == (
-        "step 'taught' needs about 99.0 GB on the card; NVIDIA H100 80GB HBM3 gives a process 84.7 GB of its 85.5 GB."
+        "step 'taught' needs about 92.2 GiB on the card; NVIDIA H100 80GB HBM3 gives a process "
+        "78.9 GiB of its 79.6 GiB."
     )
 
 
@@ -94,7 +95,7 @@ def test_what_a_card_holds_is_not_asked_of_the_machine(with_a_card, tmp_path):
 
 def test_what_the_processor_does_beside_a_card_needs_the_machine_s_memory(with_a_card, tmp_path):
     said = shortage([node(peak_memory_bytes=80 * 10**9, on_processor=True)], tmp_path)
-    assert said is not None and said.startswith("step 'taught' needs about 74.9 GiB of memory; 9.3 GiB are")
+    assert said is not None and said.startswith("step 'taught' needs about 74.9 GiB of memory; 9.31 GiB are")
 
 
 def test_more_processes_than_this_machine_has_cards_are_refused(with_a_card, tmp_path):
@@ -105,13 +106,13 @@ def test_more_processes_than_this_machine_has_cards_are_refused(with_a_card, tmp
 
 def test_what_a_machine_holds_beside_its_card_must_be_there_too(with_a_card, tmp_path):
     said = shortage([node(peak_memory_bytes=8 * 10**9, host_memory_bytes=24 * 10**9)], tmp_path)
-    assert said is not None and said.startswith("step 'taught' needs about 22.4 GiB of memory; 9.3 GiB are")
+    assert said is not None and said.startswith("step 'taught' needs about 22.4 GiB of memory; 9.31 GiB are")
 
 
 def test_all_that_is_lacking_is_told_the_disk_first(with_a_card, tmp_path):
     said = [*shortages([node(peak_memory_bytes=99 * 10**9, disk_bytes=1 << 60)], tmp_path)]
     assert said[0].startswith("the run will write") and said[1].startswith(
-        "step 'taught' needs about 99.0 GB"
+        "step 'taught' needs about 92.2 GiB"
     )
 
 

@@ -10,7 +10,8 @@ from compress.backends.opening import open_artifact
 from compress.measure import divergence
 from compress.measure.segmentation import by_both, recut
 from compress.meters.aligned import score_recut
-from compress.meters.divergence import clustered_mean, score_text
+from compress.meters.clusters import clustered_positive
+from compress.meters.divergence import score_text
 from compress.models.checkpoint import load_model, load_tokenizer
 from compress.models.token_map import read_kept
 from compress.records import Artifact
@@ -109,7 +110,7 @@ def test_where_nothing_differs_the_figures_are_those_of_a_plain_pass_to_the_bit(
     models = [open_artifact(each) for each in (student, original)]
     batches = [(ids, torch.ones_like(ids)) for ids in own.split(8)]
     scores = score_text(models[0], batches, models[1], teacher_ids=torch.tensor(kept))
-    kl = clustered_mean(scores.kl, scores.sequence)
+    kl = clustered_positive(scores.kl, scores.sequence)
     given = found["kl_divergence"]
     assert (given.value, given.low, given.high, given.n) == (kl.mean, kl.low, kl.high, kl.n)
     assert found["same_segmentation"].value == found["kl_coverage"].value == 1.0

@@ -3,11 +3,10 @@ from math import exp, log
 
 import pytest
 import torch
-from scipy import stats
 from transformers import AutoModelForCausalLM
 
 from compress.meters import divergence
-from compress.meters.divergence import clustered_mean, score_text
+from compress.meters.divergence import score_text
 from tests.meters.bigram import BigramBackend
 
 
@@ -113,14 +112,6 @@ def test_perplexity_equals_the_models_own_loss(llama, backend):
     assert scores.perplexity.mean == pytest.approx(exp(loss), rel=1e-5)
     assert scores.perplexity.low < scores.perplexity.mean < scores.perplexity.high
     assert scores.perplexity.n == 4 * 19
-
-
-def test_the_interval_is_the_t_interval_of_sequences_of_equal_length():
-    means = [0.5, 1.5, 1.0, 4.0]
-    values_N = torch.tensor([x + d for x in means for d in (-0.1, 0.1)])
-    estimate = clustered_mean(values_N, torch.arange(4).repeat_interleave(2))
-    low, high = stats.t.interval(0.95, 3, loc=1.75, scale=stats.sem(means))
-    assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((1.75, low, high))
 
 
 def test_one_sequence_has_no_interval():

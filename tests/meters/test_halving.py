@@ -8,7 +8,7 @@ import torch
 from compress.errors import DoesNotFit, is_out_of_memory
 from compress.meters import divergence
 from compress.meters.divergence import score_text
-from compress.meters.halving import halved
+from compress.meters.halving import halved, in_parts
 from compress.meters.lm_eval_model import BackendLM
 from tests.meters.bigram import BigramBackend
 from tests.meters.test_lm_eval_model import PAIRS, requests
@@ -77,6 +77,20 @@ def test_other_errors_halve_nothing():
     with pytest.raises(RuntimeError, match="shape mismatch"):
         halved(work, 4)
     assert seen == [4]
+
+
+def test_a_batch_is_read_in_parts_that_fit_none_larger_than_one_before():
+    seen, heard = [], []
+
+    def work(start, stop):
+        seen.append((start, stop))
+        if stop - start > 2:
+            raise FULL
+        return [*range(start, stop)]
+
+    assert [*in_parts(work, 5, heard.append)] == [[0, 1], [2, 3], [4]]
+    assert seen == [(0, 5), (0, 2), (2, 4), (4, 5)] and len(heard) == 1
+    assert [*in_parts(work, 0, heard.append)] == []
 
 
 class Small:

@@ -34,7 +34,7 @@ def test_settings_are_printed_as_they_are_written():
     [
         ("loss", 1.2626947117602731, "1.26 nats"),
         ("tokens_per_second", 8844.397331184306, "8.84 k tok/s"),
-        ("peak_device_memory_bytes", 5_368_709_120, "5.37 GB"),
+        ("peak_device_memory_bytes", 5_368_709_120, "5.00 GiB"),
         ("same_top_token_rate", 0.9649122953414917, "96.5 %"),
         ("max_logit_difference", 0.20880508422851562, "0.209"),
         ("cache_loss_difference", -6.288127273795146e-05, "-6.29\u00b710\u207b\u2075"),

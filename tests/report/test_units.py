@@ -25,7 +25,8 @@ def test_counts_carry_three_digits_and_roll_over_to_the_next_prefix(value, text)
         (0.8414, "share", "84.1 %"),
         (-0.021, "points", "-2.1 points"),
         (-0.0001, "points", "0.0 points"),
-        (6_020_000, "bytes", "6.02 MB"),
+        (6_020_000, "bytes", "5.74 MiB"),
+        (6_020_000, "bytes on disk", "6.02 MB"),
         (17, "bytes", "17 B"),
         (0.4444, "ms", "0.444 ms"),
         (1234.5, "ms", "1234 ms"),
@@ -59,7 +60,7 @@ def test_a_ratio_keeps_the_digits_that_matter(value, text):
 
 def test_an_interval_says_its_unit_once_and_nothing_without_ends():
     assert plain(units.interval(0.823, 0.859, "share")) == "82.3 to 85.9 %"
-    assert plain(units.interval(900, 1100, "bytes")) == "900 B to 1.10 kB"
+    assert plain(units.interval(900, 1100, "bytes")) == "900 B to 1.07 KiB"
     assert units.interval(None, 0.9, "share") == ""
 
 

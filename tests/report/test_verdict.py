@@ -1,6 +1,7 @@
 import pytest
 
 from compress.records import GateResult, Measurement, RunRecord
+from compress.report import doubts
 from compress.report.verdict import best_student, judge
 from tests.report.sample_run import plain, with_step, without
 from tests.report.sample_run import sample_run as quickstart
@@ -170,6 +171,20 @@ def test_a_student_far_from_the_original_is_not_recommended_without_a_word(name,
     assert far.tone == "warn" and judge(run).tone == "plain"
     assert any(f.tone == "warn" and said in plain(f.text) for f in far.findings)
     assert "another model than the original" not in words(run)
+
+
+@pytest.mark.parametrize(("change", "advised"), [(0.03, False), (-0.03, True), (None, True)])
+def test_more_recovery_is_advised_only_where_something_was_lost(change, advised):
+    changed = {"mean_accuracy_change": change, "accuracy_change": change, "kl_divergence": 1.1}
+    taken = tuple(
+        m.model_copy(update={"value": changed.get(m.name, m.value)})
+        for m in sample_run().step("edge").measurements
+        if changed.get(m.name, 0) is not None
+    )
+    step = sample_run().step("edge").model_copy(update={"measurements": taken})
+    (finding,) = doubts.other_model(step)
+    assert ("more recovery may bring it back" in finding.text) is advised
+    assert "What the tasks do not ask may be lost" in finding.text
 
 
 def test_a_run_without_baselines_says_that_nothing_was_compared():

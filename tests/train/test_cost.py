@@ -3,6 +3,7 @@ import pytest
 from compress.machine import Card, Machine, planning_for
 from compress.models.checkpoint import load_model
 from compress.models.layout import spec_from_config
+from compress.quantities import format_memory
 from compress.train import step
 from compress.train.cost import PROCESS_BYTES, num_trained, training_work
 from compress.train.launch import Launch
@@ -132,8 +133,8 @@ def test_activations_are_recomputed_where_a_card_has_no_room_for_them():
 )
 def test_a_remedy_saves_what_it_says(changed, said):
     now, then = of_8b(), of_8b(**changed)
-    saved = (now.peak_memory_bytes - then.peak_memory_bytes) / 1e9
-    assert f"`{said}` (saves {saved:.1f} GB)" in now.remedies
+    saved = format_memory(now.peak_memory_bytes - then.peak_memory_bytes)
+    assert f"`{said}` (saves {saved})" in now.remedies
 
 
 @pytest.mark.usefixtures("on_processors")

@@ -10,6 +10,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoConfig
 
 from compress.data.batch import Batch
+from compress.distill.cache_check import differences
+from compress.distill.comparison import comparison_memory
 from compress.distill.divergences import named
 from compress.distill.objective import Distillation, Recipe
 from compress.machine import Card, Machine, planning_for
@@ -26,6 +28,7 @@ from compress.train.memory_account import (
     teacher_bytes,
     total,
 )
+from compress.train.objective import NextToken
 from compress.train.optimizer import adamw
 from compress.train.settings import TrainingSettings
 from tests.models.tiny import tiny_config
@@ -275,3 +278,23 @@ def test_a_team_keeps_no_copies_of_all_weights():
     alone, team = (on_card(TrainingSettings(tokens=1), spec, recompute=False, devices=n) for n in (1, 8))
     copies = "bf16 copies of the layers' weights"
     assert any(item.name == copies for item in alone) and not any(item.name == copies for item in team)
+
+
+def test_comparing_a_cached_teacher_takes_what_its_account_says():
+    sizes = {"num_key_value_heads": 2, "head_dim": 32, "vocab_size": 2048}
+    settings = config("llama", 6, hidden_size=128, intermediate_size=352, num_attention_heads=4, **sizes)
+    larger = config("llama", 8, hidden_size=160, intermediate_size=448, num_attention_heads=4, **sizes)
+    student, teacher = model(settings), model(larger)
+    whole = Distillation(student, teacher, Recipe(named("jsd")), num_ids=sizes["vocab_size"])
+    cached = NextToken(student)  # it has no teacher, as one from a cache
+    draw = torch.Generator().manual_seed(0)
+    batch = Batch(torch.randint(0, sizes["vocab_size"], (2, 512), generator=draw))
+    counted = Allocations()
+    with counted:
+        differences(student, whole, cached, batch)
+    models = sum(p.numel() * p.element_size() for m in (student, teacher) for p in m.parameters())
+    spec, taught = spec_from_config(settings, "F32"), spec_from_config(larger, "F32")
+    with planning_for(Machine()):
+        items = comparison_memory(spec, TrainingSettings(tokens=1, data="d"), Teaching(taught), 512)
+    found = total([item for item in items if item.name != "process"])
+    assert found == pytest.approx(counted.most + models, rel=0.15)

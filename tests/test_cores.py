@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from compress.data import cores
+from compress import cores
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,15 @@ def test_cores_are_those_that_may_be_used(files, bound, expected, tmp_path, monk
     monkeypatch.setattr(cores, "LIMITS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
     assert cores.usable_cores() == expected
+
+
+def test_a_plan_counts_on_the_cores_that_may_be_used(monkeypatch):
+    from compress.machine import Machine
+    from compress.records import Work
+    from compress.speed import seconds_of
+
+    taken = []
+    for num in (1, 2):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, num=num: range(num))
+        taken.append(seconds_of(Work(flops=1e15), Machine()))
+    assert taken[0] == 2 * taken[1]
