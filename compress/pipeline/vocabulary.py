@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from compress.quantities import format_file_size
 from compress.records import ModelSpec, TensorSpec
 
 LARGE_SHARE = 1 / 3
@@ -44,18 +45,14 @@ def size_remark(name: str, spec: ModelSpec, parent: str, before: ModelSpec, uses
     share, is_larger = rows / max(1, size), size > before.weight_bytes
     if not is_larger and share <= MOSTLY:
         return None
-    said = f"'{name}' is {_megabytes(size)}"
-    said += f", more than '{parent}' ({_megabytes(before.weight_bytes)}): " if is_larger else ": "
+    said = f"'{name}' is {format_file_size(size)}"
+    said += f", more than '{parent}' ({format_file_size(before.weight_bytes)}): " if is_larger else ": "
     if share <= LARGE_SHARE:
         return f"{said}its weights are kept in more bits; quantize before it is exported"
     dtypes = " and ".join(sorted({tensor.dtype for tensor in _tables(spec)}))
     fewer = f"fewer tokens in {PRUNES}" if PRUNES in uses else f"{PRUNES} before it"
     tokens = f"the rows of its {spec.config['vocab_size']:,} tokens, kept in {dtypes}"
-    return f"{said}{_megabytes(rows)} of it are {tokens}; {fewer} would make it smaller"
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"
+    return f"{said}{format_file_size(rows)} of it are {tokens}; {fewer} would make it smaller"
 
 
 def _tables(spec: ModelSpec) -> Iterator[TensorSpec]:

@@ -31,8 +31,8 @@ def _of(step: StepRecord, before: int, fewer: str) -> Iterator[Finding]:
     share = rows / max(1, size) if isinstance(rows, int) else 0.0
     if size <= before and share <= MOSTLY:
         return
-    text = f"{step.name} is {units.num_bytes(size)}"
-    text += f", more than {step.parent} ({units.num_bytes(before)})" if size > before else ""
+    text = f"{step.name} is {units.file_size(size)}"
+    text += f", more than {step.parent} ({units.file_size(before)})" if size > before else ""
     if share > MUCH:
         text += f": {units.share(share)} of it are the rows of its vocabulary; {fewer} would make it smaller."
     else:

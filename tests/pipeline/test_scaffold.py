@@ -288,6 +288,6 @@ def test_groups_that_do_not_divide_what_was_pruned_are_refused_with_the_setting_
     width, rtn = plugins.step("prune.width"), plugins.step("quantize.rtn")
     half = {"target": {"params": "50%"}}
     with pytest.raises(InputError, match=r"divide the 320 inputs.*`align: \{hidden: 128, ffn: 128\}`"):
-        rtn.predict(width.predict(gemma, width.Config(**half)), rtn.Config())
+        rtn.predict(width.predict(gemma, width.Config(**half)), rtn.Config(group_size=128))
     aligned = width.predict(gemma, width.Config(**half, align={"hidden": 128, "ffn": 128}))
-    assert rtn.predict(aligned, rtn.Config()).weight_bytes < aligned.weight_bytes
+    assert rtn.predict(aligned, rtn.Config(group_size=128)).weight_bytes < aligned.weight_bytes

@@ -45,10 +45,10 @@ def grown(**dtypes):
     ("after", "uses", "said"),
     [
         (grown(embed="F32"), set(),
-         "'edge' is 0.3 MB, more than 'int4' (0.2 MB): 0.3 MB of it are the rows of its 1,000 tokens, kept in F32; "
+         "'edge' is 297 kB, more than 'int4' (169 kB): 256 kB of it are the rows of its 1,000 tokens, kept in F32; "
          "prune.vocab before it would make it smaller"),
         (grown(), {"prune.vocab"},
-         "'edge' is 0.2 MB: 0.1 MB of it are the rows of its 1,000 tokens, kept in BF16; "
+         "'edge' is 169 kB: 128 kB of it are the rows of its 1,000 tokens, kept in BF16; "
          "fewer tokens in prune.vocab would make it smaller"),
     ],
 )  # fmt: skip
