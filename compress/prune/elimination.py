@@ -18,6 +18,9 @@ from compress.prune.least_squares import EXACT_UP_TO, damped_inverse
 ROUNDS = 32
 """After every round of removals the matrices are made anew, without what is gone."""
 
+WIDE = 128
+"""Inputs of a block from which LAPACK solves it in threads."""
+
 CHOICE = 2
 """A round chooses among this many times as many blocks as it removes: those that are cheapest when it begins."""
 
@@ -139,8 +142,19 @@ def _blocks(inverse: Tensor, sensitivity: Tensor, width: int) -> tuple[Tensor, T
 def _costs(inverse_B: Tensor, sensitivity_B: Tensor) -> Tensor:
     if inverse_B.shape[-1] == 1:
         return (sensitivity_B / inverse_B).flatten()
-    traces: Tensor = torch.linalg.solve(inverse_B, sensitivity_B).diagonal(dim1=-2, dim2=-1).sum(-1)
+    traces: Tensor = _solved(inverse_B, sensitivity_B).diagonal(dim1=-2, dim2=-1).sum(-1)
     return traces
+
+
+def _solved(matrix_B: Tensor, right_B: Tensor) -> Tensor:
+    """Return ``matrix⁻¹ right`` of each block.
+
+    Wide ones on a processor one after the other: torch solves a batch in threads, each of which has LAPACK start threads of its
+    own that wait for each other by spinning, which beside other work takes minutes instead of a tenth of a second.
+    """
+    if matrix_B.is_cuda or matrix_B.shape[-1] < WIDE:
+        return torch.linalg.solve(matrix_B, right_B)
+    return torch.stack([torch.linalg.solve(*pair) for pair in zip(matrix_B, right_B, strict=True)])
 
 
 def _inverse_without(inverse: Tensor, kept: Tensor, went: Tensor) -> tuple[Tensor, Tensor]:
