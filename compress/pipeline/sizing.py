@@ -14,7 +14,7 @@ from compress.plugins import PlannedInputs, Text
 from compress.records import ModelSpec, Record
 from compress.speed import seconds_of
 
-RECOVERY_SECONDS = {"cpu": 20 * 60, "gpu": 4 * 3600}
+RECOVERY_SECONDS = {"cpu": 15 * 60, "gpu": 4 * 3600}
 """What training may take: a coffee on a laptop, half a day of a card."""
 CALIBRATION_SECONDS = 60
 HELD_OUT_SECONDS = 30
@@ -28,6 +28,8 @@ ENOUGH_A_PARAMETER = 0.5
 """Tokens of what Minitron calls lightweight retraining: 1.8B for students of 4B (Muralidharan et al. 2024,
 arXiv:2407.14679). Its final models see fifty times as many."""
 CALIBRATION_TOKENS = (16_384, 1_048_576)
+LAYER_TOKENS = {"cpu": 8_192, "gpu": 131_072}
+"""On which layers are tried: each of them is left out once for every layer that goes."""
 HELD_OUT_TOKENS = (8_192, 131_072)
 ITEMS = {"cpu": (20, 200), "gpu": (200, 500)}
 TOKENS_OF_AN_ITEM = 500
@@ -52,6 +54,8 @@ class Scale(Record):
     calibration: int
     heldout: int
     """Rows."""
+    layer_tokens: int
+    """To choose layers by, at most."""
     items: int
     """Of each task."""
     batch_sizes: tuple[int, ...]
@@ -78,6 +82,7 @@ def scale(original: ModelSpec, student: ModelSpec, can_learn: bool) -> Scale:
         learning_rate="1e-3" if is_small else "1e-4",
         calibration=max(2, _within(CALIBRATION_TOKENS, CALIBRATION_SECONDS * read) // length),
         heldout=max(2, _within(HELD_OUT_TOKENS, HELD_OUT_SECONDS * read) // length),
+        layer_tokens=LAYER_TOKENS[machine.kind],
         items=_round(_within(ITEMS[machine.kind], ITEMS_SECONDS * read / TOKENS_OF_AN_ITEM), digits=1),
         batch_sizes=(1, 8) if on_card and not is_small else (1,),
         prompt=min(length // 2, 512 if on_card and not is_small else 64),

@@ -84,6 +84,7 @@ def _options() -> argparse.Namespace:
 def recipe(model: Path, data: Path, texts: Path, target: str, work: Path) -> Path:
     """Write what `compress init` makes of the model, with real texts and tasks in place of the demo's."""
     path = work / f"{NAME}.yaml"
+    path.unlink(missing_ok=True)
     _compress("init", str(model), "--target", target, "-o", str(path))
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     files = write_splits(texts, work)
