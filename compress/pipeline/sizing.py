@@ -28,7 +28,7 @@ ENOUGH_A_PARAMETER = 0.5
 """Tokens of what Minitron calls lightweight retraining: 1.8B for students of 4B (Muralidharan et al. 2024,
 arXiv:2407.14679). Its final models see fifty times as many."""
 CALIBRATION_TOKENS = (16_384, 1_048_576)
-LAYER_TOKENS = {"cpu": 8_192, "gpu": 131_072}
+LAYER_TOKENS = {"cpu": 4_096, "gpu": 131_072}
 """On which layers are tried: each of them is left out once for every layer that goes."""
 HELD_OUT_TOKENS = (8_192, 131_072)
 ITEMS = {"cpu": (20, 200), "gpu": (200, 500)}
