@@ -168,6 +168,8 @@ class Measurement(Record):
     beside: dict[str, float] = Field(default_factory=dict)
     note: str | None = None
     """What a reader must know of it. `LAUNCH_BOUND` is said in it."""
+    chance: float | None = None
+    """What guessing scores, of an accuracy, where the items offer options to pick from: the mean of 1/options."""
     runtime: str | None = None
     """What computed, of a figure that depends on it: ``onnxruntime 1.23.0, cpu``."""
 

@@ -22,7 +22,7 @@ from compress.records import Artifact, Generation, Measurement, ModelSpec, Work
 if TYPE_CHECKING:
     from compress.meters.lm_eval_model import BackendLM
 
-VERSION = 2
+VERSION = 3
 
 GENERATIONS = "generations.json"
 
@@ -114,7 +114,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     write_items(context.folder, items)
     original = context.inputs.get("original_quality")
     scored = {name: each.scored for name, each in zip(tasks, answers, strict=True)}
-    measured = accuracy_measurements(items, read_items(original.path) if original else None, scored)
+    guessed = {name: each.guessing for name, each in zip(tasks, answers, strict=True)}
+    measured = accuracy_measurements(items, read_items(original.path) if original else None, scored, guessed)
     return measured + [figure for each in answers for figure in each.figures]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from compress.records import GateResult, Measurement, RunRecord, StepRecord
 from compress.report import doubts, figures, rivals, runtimes, speed, units
 from compress.report.finding import Finding, Tone
+from compress.report.guessing import cannot_be_told_apart
 from compress.report.looks import did_not_help
 from compress.report.rivals import beats_on_size
 
@@ -45,7 +46,7 @@ def judge(run: RunRecord) -> Verdict:
     findings = [*_state(run), *_launches(run), *_gates(run)]
     if best and not run.rehearsal:
         findings += [*doubts.other_model(best), *runtimes.findings(run, best), *rivals.findings(run, best)]
-        findings += [*_guessing(run, best), *speed.doubt(run, best), *_choice(run, best)]
+        findings += [*cannot_be_told_apart(run, best), *speed.doubt(run, best), *_choice(run, best)]
         findings += [finding for step in run.steps for finding in did_not_help(step)]
     findings += [*_sizes(run), *_vocabulary(run), *_warnings(run), *_effort(run)]
     return Verdict(tone, headline, best, tuple(findings))
@@ -165,17 +166,6 @@ def _gate_value(gate: str, value: float) -> str:
         return f"{units.significant(100 * value)} points"
     unit = next((unit for ending, unit in GATE_UNITS.items() if gate.endswith(ending)), "")
     return units.quantity(value, unit)
-
-
-def _guessing(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
-    chance = figures.chance(run)
-    for step in (figures.original(run), best):
-        quality = figures.accuracy(step) if step else None
-        if step is None or quality is None or chance is None:
-            continue
-        if (quality.value if quality.low is None else quality.low) <= chance:
-            text = f"The answers of {step.name} cannot be told from guessing"
-            yield Finding("bad", f"{text} ({units.share(chance)} right by chance).")
 
 
 def _choice(run: RunRecord, best: StepRecord) -> Iterator[Finding]:

@@ -242,6 +242,26 @@ def test_answers_no_better_than_guessing_are_called_that():
     )
 
 
+def with_chance(run, **levels):
+    """The run as one of tasks that are not the demo's: what guessing scores stands in the measurements alone."""
+
+    def told(m):
+        return (
+            m.model_copy(update={"chance": levels.get(m.labels.get("task"))}) if m.name == "accuracy" else m
+        )
+
+    steps = tuple(s.model_copy(update={"measurements": tuple(map(told, s.measurements))}) for s in run.steps)
+    return run.model_copy(update={"steps": steps, "chance": {}})
+
+
+def test_guessing_is_told_of_tasks_that_no_record_knows_beforehand():
+    run = with_accuracy(with_accuracy(sample_run(), "edge", 0.32), "int8", 0.31)
+    known = with_chance(run, facts=0.25, agreement=0.5, sums=0.25)
+    assert "The answers of edge cannot be told from guessing (33.3 % right by chance)." in words(known)
+    partly = with_chance(sample_run(), facts=0.25, sums=0.9)
+    assert "cannot be told from guessing in sums (90.0 % right by chance)." in words(partly)
+
+
 def test_a_wrong_prediction_of_the_size_is_told():
     run = sample_run()
     wrong = run.step("narrow").realized.model_copy(update={"num_parameters": 1})
