@@ -303,6 +303,7 @@ def _ratio(
         n=len(own),
         low=found.low,
         high=found.high,
+        degrees=len(own) - 1,
         note=f"of the medians; the interval is of rounds compared one by one{launching}",
     )
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from compress import plugins
 from compress.errors import InputError
+from compress.pipeline.gated import WRITERS_ONLY, measured_by
 from compress.pipeline.plan import Node
 from compress.pipeline.sections import MEASUREMENTS, Evaluate, Measurement, Pipeline
 
@@ -41,6 +42,9 @@ def applicable(
             raise InputError(
                 f"{settings[0]}: '{model.name}' is {words}: {REASONS[what]}. It is measured by {_listed(fits)}"
             )
+    wanted = pipeline.gates.limits if pipeline.gates else ()
+    if task != "causal-lm" and (names := [limit.of for limit in wanted if limit.of in WRITERS_ONLY]):
+        raise InputError(f"gates: limits: '{model.name}' is {words}: it writes no text and has no {names[0]}")
     left_out = [what for what in asked if what not in fits and model.name == original.name]
     said = [f"the original is {words}; no {what} is measured: {REASONS[what]}" for what in left_out]
     return tuple(what for what in asked if what in fits), said
@@ -54,13 +58,20 @@ def _asking(pipeline: Pipeline, name: str) -> Mapping[Measurement, list[str]]:
         "evaluate: prompts": bool(evaluate.prompts),
         "gates: max_quality_drop": gates is not None and gates.max_quality_drop is not None,
         "gates: min_accuracy": gates is not None and gates.min_accuracy is not None,
+        **_limits_asking(pipeline, "quality"),
         **_steps_asking(pipeline, name, "quality"),
     }
     divergence = {
         "gates: max_kl_divergence": gates is not None and gates.max_kl_divergence is not None,
+        **_limits_asking(pipeline, "divergence"),
         **_steps_asking(pipeline, name, "divergence"),
     }
     return {"quality": _true(quality), "divergence": _true(divergence)}
+
+
+def _limits_asking(pipeline: Pipeline, what: Measurement) -> dict[str, bool]:
+    limits = pipeline.gates.limits if pipeline.gates else ()
+    return {f"gates: limits: {limit.of}": measured_by(limit) == what for limit in limits}
 
 
 def _steps_asking(pipeline: Pipeline, name: str, what: Measurement) -> dict[str, bool]:

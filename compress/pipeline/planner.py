@@ -14,7 +14,7 @@ from compress.environment import hardware_fingerprint, package_versions
 from compress.errors import HubUnavailable, InputError
 from compress.pipeline import origin, rivals
 from compress.pipeline.applicable import applicable
-from compress.pipeline.gated import check_gates_are_measured
+from compress.pipeline.gated import check_gates_are_measured, check_tokens_are_the_originals
 from compress.pipeline.keys import ingredients
 from compress.pipeline.plan import Node, Plan, Role
 from compress.pipeline.schema import MEASUREMENTS, Baseline, Evaluate, Pipeline, StepEntry
@@ -72,6 +72,7 @@ class Builder:
         rivals.add_rivals(self)
         for step in self.pipeline.steps:
             self._add_step(step, "student")
+        check_tokens_are_the_originals(self.pipeline, self.nodes)
 
     def add(
         self,

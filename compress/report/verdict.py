@@ -146,6 +146,8 @@ def why_failed(gate: GateResult) -> str:
     if gate.passed or gate.finding != "not enough items":
         return ""
     how_many = f"; about {gate.enough_items:,} items would do" if gate.enough_items else ""
+    if gate.judged_at_once > 1:
+        how_many += f" ({gate.judged_at_once} limits are judged at once)"
     return (
         f": {gate.n:,} items are not enough to prove it{how_many}"
         if gate.n
@@ -155,14 +157,17 @@ def why_failed(gate: GateResult) -> str:
 
 def gate_words(gate: GateResult) -> str:
     """Return a gate with its limit and what was measured: ``min_accuracy (79.1 %, at least 75.0 % …)``."""
-    bound = "at least" if gate.gate.startswith("min") else "at most"
-    measured = units.NOT_MEASURED if gate.measured is None else _gate_value(gate.gate, gate.measured)
-    return f"{gate.gate} ({measured}, {bound} {_gate_value(gate.gate, gate.limit)} allowed)"
+    bound = gate.bound or ("at least" if gate.gate.startswith("min") else "at most")
+    measured = units.NOT_MEASURED if gate.measured is None else _gate_value(gate, gate.measured)
+    return f"{gate.gate} ({measured}, {bound} {_gate_value(gate, gate.limit)} allowed)"
 
 
-def _gate_value(gate: str, value: float) -> str:
-    """A gate is a bare number in the pipeline file; its name says what it counts."""
-    if gate.endswith("_drop"):
+def _gate_value(result: GateResult, value: float) -> str:
+    """A gate is a bare number in the pipeline file; its name says what it counts, or its result in which unit."""
+    gate = result.gate
+    if result.bound and result.unit != "points":
+        return units.quantity(value, result.unit)
+    if gate.endswith("_drop") or result.unit == "points":
         return f"{units.significant(100 * value)} points"
     unit = next((unit for ending, unit in GATE_UNITS.items() if gate.endswith(ending)), "")
     return units.quantity(value, unit)
