@@ -178,9 +178,13 @@ class Measurement(Record):
     n: int | None = None
     low: float | None = None
     high: float | None = None
+    degrees: int | None = None
+    """Degrees of freedom of Student's interval; None: it is a normal one, or exact."""
     beside: dict[str, float] = Field(default_factory=dict)
     note: str | None = None
     """What a reader must know of it. `LAUNCH_BOUND` is said in it."""
+    chance: float | None = None
+    """What guessing scores, of an accuracy, where the items offer options to pick from: the mean of 1/options."""
     runtime: str | None = None
     """What computed, of a figure that depends on it: ``onnxruntime 1.23.0, cpu``."""
 
@@ -275,6 +279,12 @@ class GateResult(Record):
     n: int | None = None
     enough_items: int | None = None
     """About how many items would prove it, if what was measured is what is true; ``None`` where none would."""
+    unit: str = ""
+    """Of an entry of `limits`: what limit and figure are in; ``points`` are of a share."""
+    bound: Literal["at most", "at least", ""] = ""
+    """Of an entry of `limits`: on which side of the limit the figure must be."""
+    judged_at_once: int = 1
+    """How many limits, of all candidates, had evidence to be weighed: the more, the more each needs (Holm)."""
 
 
 class RunRecord(Record):

@@ -17,10 +17,11 @@ from compress.backends.cuda_graph import CudaRecorder
 from compress.backends.fixed_decoding import CannotRepeat, FixedDecoder, Record
 from compress.backends.interface import Backend, Cache, Encoder, OpenOptions
 from compress.backends.positions import positions
+from compress.errors import InputError
 from compress.models.checkpoint import DTYPES, load_model
 from compress.models.device import default_device, fast_dtype
-from compress.models.layout import is_encoder, layout
 from compress.models.spec import read_config, read_spec, stored_dtype
+from compress.models.task import in_words, writes
 from compress.records import Artifact
 
 KINDS = ("hf", "packed")
@@ -38,9 +39,7 @@ def open(artifact: Artifact, options: OpenOptions) -> Backend:
     dtype = fast_dtype(stored, torch.device(device).type) if options.widened else stored
     model = load_model(artifact.path, dtype=dtype, device=device)
     config = read_config(artifact.path)
-    if is_encoder(config):
-        return HuggingFaceEncoder(model, layout(config).longest)
-    return HuggingFaceBackend(model)
+    return HuggingFaceBackend(model) if writes(config) else HuggingFaceEncoder(model, in_words(config))
 
 
 class HuggingFaceBackend(Backend):
@@ -145,19 +144,22 @@ class HuggingFaceBackend(Backend):
 
 
 class HuggingFaceEncoder(Encoder):
-    """A masked language model."""
+    """A masked language model; or a classifier or a body without a head, which has no logits of tokens."""
 
-    def __init__(self, model: PreTrainedModel, longest: int) -> None:
+    def __init__(self, model: PreTrainedModel, what: str = "a masked language model") -> None:
         self.model = model.eval()
         self.device: torch.device = model.device
         self.vocabulary: int = model.config.vocab_size
-        self.num_positions = longest
+        self.num_positions = _longest(model)
+        self.what = what
         self.runtime = _runtime(model)
         self.on_cuda = self.device.type == "cuda"
         with torch.inference_mode():  # expands packed weights
             self.model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=self.device))
 
     def logits_chunks(self, ids_BT: Tensor, mask_BT: Tensor, chunk: int = 256) -> Iterator[Tensor]:
+        if self.model.get_output_embeddings() is None:
+            raise InputError(f"this model is {self.what}: it predicts no tokens")
         where = {"attention_mask": mask_BT.to(self.device)}
         return _logits_chunks(self.model, ids_BT.to(self.device), chunk, where)
 
@@ -173,6 +175,15 @@ class HuggingFaceEncoder(Encoder):
             input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device)
         ).last_hidden_state
         return states_BTH
+
+
+def _longest(model: PreTrainedModel) -> int:
+    """Return how many tokens an encoder reads: RoBERTa counts positions from behind the padding's id."""
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    skipped = [
+        padding + 1 for table in tables if (padding := getattr(table, "padding_idx", None)) is not None
+    ]
+    return int(model.config.max_position_embeddings) - max(skipped, default=0)
 
 
 @torch.inference_mode()

@@ -29,7 +29,7 @@ def require_file(path: str) -> Path:
 def read_text(path: str) -> str:
     """Return what a file says. Raises `InputError` for one that is not there, or is not UTF-8."""
     try:
-        return require_file(path).read_text(encoding="utf-8")
+        return require_file(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}") from error
 

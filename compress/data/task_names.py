@@ -19,6 +19,8 @@ DEMO = (*world.DEMO_TASKS, world.TEXT_TASK)
 _NAMES = re.compile(r"""^["']?(?:task|group|tag)["']?[ \t]*:(.*(?:\n[ \t]*-.*)*)""", re.MULTILINE)
 """A top-level key with its value on the same line, or as a list below."""
 _INCLUDES = re.compile(r"""^["']?include["']?[ \t]*:(.*(?:\n[ \t]*-.*)*)""", re.MULTILINE)
+_METRICS = re.compile(r"""\bmetric["']?[ \t]*:[ \t]*["']?(?:!function[ \t]+[\w.]+\.)?([\w-]+)""")
+"""An entry of ``metric_list``: a name, or a function, whose name it is."""
 _WORDS = re.compile(r"""[^\s,\[\]"']+""")
 
 
@@ -34,14 +36,28 @@ def check_tasks(names: Iterable[str], task_folder: Path | None = None) -> None:
 
 
 @cache
+def metrics(task_folder: Path | None = None) -> frozenset[str]:
+    """Return the metrics that any task of lm-eval or the folder declares."""
+    return frozenset(name for text in _texts(task_folder) for name in _METRICS.findall(text))
+
+
+@cache
 def _known(task_folder: Path | None) -> frozenset[str]:
+    values = (value for text in _texts(task_folder) for value in _NAMES.findall(text))
+    return frozenset(word for value in values for word in _WORDS.findall(value))
+
+
+def _texts(task_folder: Path | None) -> Iterator[str]:
+    """Yield the task files of lm-eval and of a folder, included ones too."""
     lm_eval = find_spec("lm_eval")
     assert lm_eval is not None and lm_eval.submodule_search_locations
     folders = [Path(place) / "tasks" for place in lm_eval.submodule_search_locations]
-    return frozenset(word for folder in (*folders, task_folder) if folder for word in _words(folder))
+    for folder in (*folders, task_folder):
+        if folder:
+            yield from _texts_in(folder)
 
 
-def _words(folder: Path) -> Iterator[str]:
+def _texts_in(folder: Path) -> Iterator[str]:
     files, seen = [*folder.rglob("*.yaml")], set[Path]()
     while files:
         file = files.pop()
@@ -49,6 +65,5 @@ def _words(folder: Path) -> Iterator[str]:
             continue
         seen.add(file)
         text = file.read_text(encoding="utf-8", errors="replace")
-        for value in _NAMES.findall(text):
-            yield from _WORDS.findall(value)
+        yield text
         files += [file.parent / path for value in _INCLUDES.findall(text) for path in _WORDS.findall(value)]

@@ -6,6 +6,8 @@ figure counts in no accuracy, and the mean says that it leaves it out. The mean 
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
+from types import MappingProxyType
 
 from compress.measure.items import Identity, Item
 from compress.measure.statistics import (
@@ -28,11 +30,20 @@ Pair = tuple[list[float], list[float]]
 
 
 def accuracy_measurements(
-    items: Sequence[Item], original: Sequence[Item] | None, scored: Scored
+    items: Sequence[Item],
+    original: Sequence[Item] | None,
+    scored: Scored,
+    guessed: Mapping[str, float | None] = MappingProxyType({}),
 ) -> list[Measurement]:
-    """Return `accuracy` a task and `mean_accuracy`; with the original's items also the paired changes."""
+    """Return `accuracy` a task and `mean_accuracy`; with the original's items also the paired changes.
+
+    guessed: what guessing scores on each task where that is known; beside the mean it stands where it is of all tasks.
+    """
     answers = {task: found for task in scored if (found := answered(items, task, scored))}
-    measured = _accuracies({task: list(found.values()) for task, found in answers.items()}, scored)
+    measured = [
+        _with_chance(measurement, answers, guessed)
+        for measurement in _accuracies({task: list(each.values()) for task, each in answers.items()}, scored)
+    ]
     if original is None or not answers:
         return measured
     pairs = {task: _paired(answered(original, task, scored), found) for task, found in answers.items()}
@@ -65,6 +76,17 @@ def _accuracies(answers: dict[str, list[float]], scored: Scored) -> list[Measure
         note = f"mean of {_tasks(len(intervals))}, each weighing alike{_left_out(answers, scored)}"
         measured.append(_share("mean_accuracy", mean_interval(list(intervals.values())), n, {}, note))
     return measured
+
+
+def _with_chance(
+    measurement: Measurement, answers: Mapping[str, object], guessed: Mapping[str, float | None]
+) -> Measurement:
+    """Add what guessing scores: on the task, or on average over all of them."""
+    task = measurement.labels.get("task")
+    levels = [guessed.get(name) for name in answers if task in (None, name)]
+    known = [level for level in levels if level is not None]
+    chance = fmean(known) if len(known) == len(levels) else None
+    return measurement.model_copy(update={"chance": chance})
 
 
 def share_interval(values: Sequence[float]) -> Interval:

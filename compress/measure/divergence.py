@@ -2,7 +2,8 @@
 
 `context.inputs`: ``text`` (a tokens artifact made with the original's tokenizer), ``original`` and ``states``
 (what `measure.last_states` kept of it on that text: its head alone is run again). The
-original itself has perplexity only. A model with another tokenizer has no divergence: the text is tokenized
+original itself has perplexity only. A model that reads the same tokens also has the ratio of both perplexities, paired:
+the text's own spread is not in its interval. A model with another tokenizer has no divergence: the text is tokenized
 anew for it and the figure that compares is bits per byte. A model with a pruned vocabulary reads the text in its own
 cut, and is compared with the original at every position at which both have read the same text, over the tokens it has:
 the original's distribution is normalized among them, and the probability it gave to others is noted. How much of the
@@ -17,6 +18,7 @@ from pydantic import Field
 
 from compress.errors import DoesNotFit, StepFailed
 from compress.measure.last_states import ACCEPTS, SUPPOSED_ROWS, head_flops
+from compress.measure.perplexity import bits_per_byte, perplexity, perplexity_ratio
 from compress.models.effort import opening, reading
 from compress.plugins import Context, Measured, StepConfig
 from compress.records import Artifact, Measurement, Work
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from compress.backends.interface import Backend
     from compress.measure.segmentation import Reading
     from compress.meters.aligned import Divergences
-    from compress.meters.clusters import Estimate
     from compress.meters.divergence import TextScores
 
 VERSION = 4
@@ -108,8 +109,9 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     compared, read = _score(student, teacher, reading, original_ids, context)
     measured: list[Measurement] = []
     if not isinstance(student, Encoder):
-        measured += [_perplexity(read.perplexity)] if comparable else []
-        measured.append(_bits_per_byte(read, reading.num_bytes(own_tokenizer)))
+        measured += [perplexity(read.perplexity)] if comparable else []
+        measured += bits_per_byte(read, reading.num_bytes(own_tokenizer))
+        measured += perplexity_ratio(read)
     if original_ids is not None:
         measured += [_same_segmentation(reading), _coverage(reading)]
     if compared is None or reading.num_compared < LEAST_COVERAGE * reading.num_predicted:
@@ -190,30 +192,6 @@ def _with_states(original: "Backend", context: Context) -> "Backend":
     return Remembered.of(original, rows_ST, states_STH)
 
 
-def _perplexity(estimate: "Estimate") -> Measurement:
-    return Measurement(
-        name="perplexity",
-        value=estimate.mean,
-        unit="",
-        higher_is_better=False,
-        n=estimate.n,
-        low=estimate.low,
-        high=estimate.high,
-        note="exp(nats a token); interval over sequences",
-    )
-
-
-def _bits_per_byte(scores: "TextScores", num_bytes: int) -> Measurement:
-    return Measurement(
-        name="bits_per_byte",
-        value=scores.bits_per_byte(num_bytes),
-        unit="bits/byte",
-        higher_is_better=False,
-        n=len(scores.nats),
-        note="comparable between tokenizers",
-    )
-
-
 def _same_segmentation(reading: "Reading") -> Measurement:
     return Measurement(
         name="same_segmentation",
@@ -262,6 +240,7 @@ def _against_original(scores: "Divergences", token: str, apart: bool) -> list[Me
             n=kl.n,
             low=kl.low,
             high=kl.high,
+            degrees=kl.degrees,
             note="KL(original‖this); interval over sequences"
             + ("; one of them on the GPU, the other on the processor" if apart else "")
             + _lost(scores),
@@ -275,6 +254,7 @@ def _against_original(scores: "Divergences", token: str, apart: bool) -> list[Me
             n=top.n,
             low=top.low,
             high=top.high,
+            degrees=top.degrees,
             note=f"the likeliest {token} is the original's",
         ),
     ]

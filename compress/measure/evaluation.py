@@ -10,7 +10,7 @@ from lm_eval.api.task import Task
 
 from compress.measure.items import Item
 from compress.measure.statistics import Interval, graded_interval, normal_interval, wilson_interval
-from compress.meters.accuracy import Score, is_share, scores
+from compress.meters.accuracy import Score, guessing, is_share, scores
 from compress.meters.lm_eval_model import BackendLM
 from compress.meters.tasks import Leaves, run_tasks
 from compress.records import Measurement
@@ -27,6 +27,8 @@ class Answers:
     figures: list[Measurement]
     scored: dict[str, Score]
     """By what the items of each leaf are judged."""
+    guessing: float | None
+    """What picking options at random scores; None where there are none to pick from."""
 
 
 def answer(lm: BackendLM, name: str, leaves: Leaves, samples: int | None) -> Answers:
@@ -36,7 +38,8 @@ def answer(lm: BackendLM, name: str, leaves: Leaves, samples: int | None) -> Ans
     task, scored = leaves[logged[0][0]], scores(logged, leaves)
     # What `accuracy` is of needs no second line.
     told = {metric for metric, _ in scored.values()} if len({*scored.values()}) == 1 else set[str]()
-    return Answers(items, _figures(name, task, [sample for _, sample in logged], told & {"acc"}), scored)
+    figures = _figures(name, task, [sample for _, sample in logged], told & {"acc"})
+    return Answers(items, figures, scored, guessing(logged, leaves, scored))
 
 
 def _item(name: str, leaf: str, sample: dict[str, Any]) -> Item:

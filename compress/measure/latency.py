@@ -21,7 +21,7 @@ from compress.errors import InputError
 from compress.machine import planned_machine
 from compress.measure.statistics import ratio_interval
 from compress.models.effort import opening, writing
-from compress.models.layout import is_encoder
+from compress.models.task import writes
 from compress.plugins import Context, Measured, StepConfig
 from compress.records import LAUNCH_BOUND, Artifact, Measurement, ModelSpec, Work
 
@@ -66,7 +66,7 @@ class Config(StepConfig):
 def estimate(measured: Measured, config: Config) -> Work:
     """Return about what all rounds of all models take, warm-up included."""
     models = [measured.spec, *measured.specs.values()]
-    new_tokens = 1 if is_encoder(measured.spec.config) else config.new_tokens
+    new_tokens = config.new_tokens if writes(measured.spec.config) else 1
     # The original is timed where the model's own runtime is: beside an ONNX export on the processor.
     on_processor = measured.kind == "onnx" or planned_machine().card is None
     rounds = [_rounds(spec, config, new_tokens, recorded=not on_processor) for spec in models]
@@ -303,6 +303,7 @@ def _ratio(
         n=len(own),
         low=found.low,
         high=found.high,
+        degrees=len(own) - 1,
         note=f"of the medians; the interval is of rounds compared one by one{launching}",
     )
 

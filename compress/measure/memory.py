@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from compress.models.effort import opening, writing
-from compress.models.layout import is_encoder
+from compress.models.task import writes
 from compress.plugins import Context, Measured, StepConfig
 from compress.records import Artifact, Measurement, Work
 
@@ -38,7 +38,7 @@ class Config(StepConfig):
 
 def estimate(measured: Measured, config: Config) -> Work:
     """Return about what opening and the largest shape take."""
-    new_tokens = 1 if is_encoder(measured.spec.config) else config.new_tokens
+    new_tokens = config.new_tokens if writes(measured.spec.config) else 1
     answer = writing(measured.spec, max(config.batch_sizes), max(config.prompt_tokens), new_tokens)
     work = opening(measured.spec).plus(answer).plus(Work(serial_seconds=START_SECONDS))
     return work.model_copy(update={"on_processor": measured.kind == "onnx"})

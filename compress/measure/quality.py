@@ -115,7 +115,8 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     write_items(context.folder, items)
     original = context.inputs.get("original_quality")
     scored = {name: each.scored for name, each in zip(tasks, answers, strict=True)}
-    measured = accuracy_measurements(items, read_items(original.path) if original else None, scored)
+    guessed = {name: each.guessing for name, each in zip(tasks, answers, strict=True)}
+    measured = accuracy_measurements(items, read_items(original.path) if original else None, scored, guessed)
     return measured + [figure for each in answers for figure in each.figures]
 
 

@@ -3,13 +3,15 @@
 A task is judged by one figure of each of its items: a share between 0 and 1, of which more is better and which lm-eval
 averages. Of accuracy and its kin (`USUAL`) the first is taken that there is, else the first the task declares. Where
 answers are read out of a text in several ways (lm-eval's filters), the first is. Perplexities and the like are no such
-shares: a task that has nothing else has no score.
+shares: a task that has nothing else has no score. Which way is better is what the task declares, though not every task
+declares what its authors mean: `pct_stereotype`, best near a half, is declared as better the lower, so it is no score.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from numbers import Real
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from lm_eval.api.task import Task
@@ -40,6 +42,30 @@ def scores(logged: Sequence[tuple[str, dict[str, Any]]], leaves: Mapping[str, Ta
             values[leaf][Score(metric, sample["filter"])].append(sample[metric])
     found = {leaf: _chosen(by_score, leaves[leaf]) for leaf, by_score in values.items()}
     return {leaf: score for leaf, score in found.items() if score is not None}
+
+
+def guessing(
+    logged: Sequence[tuple[str, dict[str, Any]]], leaves: Mapping[str, Task], found: Mapping[str, Score]
+) -> float | None:
+    """Return what picking options at random scores on average over the items that are judged, 0 to 1.
+
+    None where any of them offers no options to pick from.
+    """
+    judged = [each for each in logged if each[0] in found and each[1]["filter"] == found[each[0]].filter]
+    if not judged or any(leaves[leaf].OUTPUT_TYPE != "multiple_choice" for leaf, _ in judged):
+        return None
+    return fmean(_guessed(leaves[leaf], sample["doc"], found[leaf].metric) for leaf, sample in judged)
+
+
+def _guessed(task: Task, doc: Any, metric: str) -> float:
+    """Return the mean of what the task itself gives for each option, were that alone likely.
+
+    With one right answer of n it is 1/n; with several, or answers right in part, the task knows best.
+    """
+    n = len(task.doc_to_choice(doc))
+    unconditional = [(0.0, False)] * n if "acc_mutual_info" in task.aggregation() else []
+    picks = ([(0.0 if each == picked else -1e3, False) for each in range(n)] for picked in range(n))
+    return fmean(float(task.process_results(doc, results + unconditional)[metric]) for results in picks)
 
 
 def _chosen(values: Mapping[Score, Sequence[Any]], task: Task) -> Score | None:

@@ -83,7 +83,9 @@ def joined(parts: Sequence[Divergences]) -> Divergences | None:
 
 
 def joined_texts(parts: Sequence[TextScores]) -> TextScores:
-    """Return the nats of all parts, each with sequences of its own."""
+    """Return the nats of all parts, each with sequences of its own; a part alone with all that is known of it."""
+    if len(parts) == 1:
+        return parts[0]
     return TextScores(torch.cat([part.nats for part in parts]), _numbered([part.sequence for part in parts]))
 
 

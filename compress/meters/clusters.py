@@ -23,6 +23,8 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+    degrees: int | None = None
+    """Degrees of freedom of the interval: sequences less one."""
 
 
 def clustered_mean(values_N: Tensor, sequence_N: Tensor) -> Estimate:
@@ -30,19 +32,19 @@ def clustered_mean(values_N: Tensor, sequence_N: Tensor) -> Estimate:
 
     For sequences of equal length this is the t interval of their means (Cochran 1977, section 6.3).
     """
-    mean, margin, _ = _mean_and_margin(values_N, sequence_N)
+    mean, margin, num = _mean_and_margin(values_N, sequence_N)
     if margin is None:
         return Estimate(mean, None, None, len(values_N))
-    return Estimate(mean, mean - margin, mean + margin, len(values_N))
+    return Estimate(mean, mean - margin, mean + margin, len(values_N), num - 1)
 
 
 def clustered_positive(values_N: Tensor, sequence_N: Tensor) -> Estimate:
     """Return the mean of figures that are never negative, its interval that of the mean's logarithm."""
-    mean, margin, _ = _mean_and_margin(values_N, sequence_N)
+    mean, margin, num = _mean_and_margin(values_N, sequence_N)
     if margin is None:
         return Estimate(mean, None, None, len(values_N))
     factor = exp(margin / mean) if mean > 0 else 1.0
-    return Estimate(mean, mean / factor, mean * factor, len(values_N))
+    return Estimate(mean, mean / factor, mean * factor, len(values_N), num - 1)
 
 
 def clustered_share(values_N: Tensor, sequence_N: Tensor) -> Estimate:
@@ -56,9 +58,11 @@ def clustered_share(values_N: Tensor, sequence_N: Tensor) -> Estimate:
     if share in (0.0, 1.0):
         quantile = _quantile(num_sequences)
         width = quantile**2 / (num_sequences + quantile**2)
-        return Estimate(share, share * (1 - width), share + (1 - share) * width, len(values_N))
+        return Estimate(
+            share, share * (1 - width), share + (1 - share) * width, len(values_N), num_sequences - 1
+        )
     odds, step = log(share / (1 - share)), margin / (share * (1 - share))
-    return Estimate(share, _share(odds - step), _share(odds + step), len(values_N))
+    return Estimate(share, _share(odds - step), _share(odds + step), len(values_N), num_sequences - 1)
 
 
 def _share(log_odds: float) -> float:

@@ -45,6 +45,8 @@ class TextScores:
     """Whether both models would have chosen the same token."""
     kept_mass: Tensor | None = None
     """The teacher's probability of all tokens the student has too; `None` when every id means the same to both."""
+    teacher_nats: Tensor | None = None
+    """The teacher's own negative log-probability of the token, where every id means the same to both."""
 
     @property
     def cross_entropy(self) -> Estimate:
@@ -56,7 +58,14 @@ class TextScores:
         """exp(cross-entropy), its interval carried through the exponential."""
         nats = self.cross_entropy
         low, high = (None if bound is None else exp(bound) for bound in (nats.low, nats.high))
-        return Estimate(exp(nats.mean), low, high, nats.n)
+        return Estimate(exp(nats.mean), low, high, nats.n, nats.degrees)
+
+    @property
+    def nats_above_teacher(self) -> Estimate | None:
+        """Nats a token more than the teacher's, of the same tokens: paired, so the text's own spread is not in it."""
+        if self.teacher_nats is None:
+            return None
+        return clustered_mean(self.nats.double() - self.teacher_nats.double(), self.sequence)
 
     def bits_per_byte(self, num_bytes: int) -> float:
         """Comparable between tokenizers: bits of the whole text over its UTF-8 length."""
@@ -96,7 +105,8 @@ def score_text(
             num_sequences += len(scored_BT)
         on_batch(num_sequences)
     sequence_N, nats_N, *compared = (torch.cat(column) for column in zip(*columns, strict=True))
-    return TextScores(nats_N, sequence_N, *compared)
+    names = ("kl", "same_top", "teacher_nats" if teacher_ids is None else "kept_mass")
+    return TextScores(nats_N, sequence_N, **dict(zip(names, compared, strict=False)))
 
 
 def chunk_positions(num_sequences: int, models: Sequence[Backend]) -> int:
@@ -116,7 +126,7 @@ def piece_positions(num_sequences: int, models: Sequence[Backend]) -> int:
 def _score_batch(
     student: Backend, teacher: Backend | None, ids_BT: Tensor, mask_BT: Tensor, teacher_ids: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return which positions predict a real token, and their nats (kl, same top, kept mass), all ``[B, T-1]``."""
+    """Return which positions predict a real token, and what `_score_chunk` returns of them, all ``[B, T-1]``."""
     models, readings = [student], [ids_BT]
     if teacher is not None:
         models.append(teacher)
@@ -141,21 +151,27 @@ def _score_batch(
 
 
 def _score_chunk(logits: list[Tensor], targets_BC: Tensor, teacher_ids: Tensor | None) -> list[Tensor]:
-    """Return nats ``[B, C]`` of the first model, then what `compare` says of it and the second, on the CPU."""
+    """Return nats ``[B, C]`` of the first model, on the CPU; beside a second what `compare` says of both, then the
+    second's own nats or, of other ids, its kept mass.
+    """
     own_BCV, *others = (logits_BCV.float() for logits_BCV in logits)
-    theirs_BCV, kept_mass = None, list[Tensor]()
+    theirs_BCV, last = None, list[Tensor]()
     if others:
         theirs_BCV = others[0].to(own_BCV.device)
         if teacher_ids is not None:
             theirs_BCV, kept_mass_BC = among(theirs_BCV, teacher_ids.to(theirs_BCV.device))
-            kept_mass = [kept_mass_BC]
+            last = [kept_mass_BC]
         vocabulary = min(own_BCV.shape[-1], theirs_BCV.shape[-1])
         own_BCV, theirs_BCV = own_BCV[..., :vocabulary], theirs_BCV[..., :vocabulary]
     log_q_BCV = own_BCV.log_softmax(-1)
     targets_BC1 = targets_BC.to(log_q_BCV.device)[..., None]
     nats_BC = -log_q_BCV.gather(-1, targets_BC1)[..., 0]
-    compared = [] if theirs_BCV is None else compare(theirs_BCV.log_softmax(-1), log_q_BCV)
-    return [figure_BC.cpu() for figure_BC in (nats_BC, *compared, *kept_mass)]
+    compared: list[Tensor] = []
+    if theirs_BCV is not None:
+        log_p_BCV = theirs_BCV.log_softmax(-1)
+        last = last or [-log_p_BCV.gather(-1, targets_BC1)[..., 0]]
+        compared = compare(log_p_BCV, log_q_BCV)
+    return [figure_BC.cpu() for figure_BC in (nats_BC, *compared, *last)]
 
 
 def among(logits_BCV: Tensor, ids_K: Tensor) -> tuple[Tensor, Tensor]:

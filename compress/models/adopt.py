@@ -52,6 +52,8 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
 
 def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        os.link(
+            source.resolve(), target
+        )  # of a hub snapshot's links the file, as a relative link leads nowhere here
     except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)

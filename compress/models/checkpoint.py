@@ -9,8 +9,11 @@ import torch
 from accelerate import init_empty_weights
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,9 +21,9 @@ from transformers import (
 from transformers.utils import logging
 
 from compress.errors import InputError, StepFailed
-from compress.models.layout import is_encoder
 from compress.models.rounded import unpack_where_unfit
 from compress.models.spec import copy_tokenizer, read_config, read_spec, stored_dtype
+from compress.models.task import class_of, in_words, task_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """torch's dtypes by their safetensors names."""
@@ -61,8 +64,18 @@ def outline_model(folder: Path, *, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def auto_class(config: dict[str, Any]) -> Any:
-    """Return transformers' auto class for a configuration: causal language models, or masked ones for encoders."""
-    return AutoModelForMaskedLM if is_encoder(config) else AutoModelForCausalLM
+    """Return transformers' auto class for what a configuration is. Raises `InputError` for what is not opened here."""
+    match task_of(config):
+        case "masked-lm":
+            return AutoModelForMaskedLM
+        case "encoder":
+            return AutoModel
+        case "classifier":
+            of_tokens = (class_of(config) or "").endswith("TokenClassification")
+            return AutoModelForTokenClassification if of_tokens else AutoModelForSequenceClassification
+        case "other" if class_of(config) is not None:
+            raise InputError(f"this model is {in_words(config)}, which cannot be opened here")
+    return AutoModelForCausalLM
 
 
 def save_model(model: PreTrainedModel, folder: Path, *, like: Path) -> None:

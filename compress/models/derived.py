@@ -14,11 +14,12 @@ from transformers.pytorch_utils import Conv1D
 from compress.errors import InputError
 from compress.models.axes import Axes
 from compress.models.family import KEYS, Config, Dim, Family, Tensor, flat
-from compress.models.graph import is_encoder, meta_model, parsed, shortened, trace_axes
+from compress.models.graph import meta_model, parsed, shortened, trace_axes
 from compress.models.layout import Layout
 from compress.models.narrowing import narrowings, tiny
 from compress.models.particulars import particulars
 from compress.models.proof import check_order_is_free, check_shapes, small_model, stored_shapes
+from compress.models.task import writes
 
 SIZES = {"hidden": "hidden", "ffn": "ffn", "vocab": "vocab", "positions": "positions", "segments": "segments",
          "num_experts": "experts", "expert_ffn": "expert_ffn"}  # fmt: skip
@@ -77,7 +78,7 @@ def _derived(config: Config, time_limit_s: float) -> Derived:
         DEFAULTS=defaults,
         KEYS=_keys(config, settings, axes, shapes),
         LINEAR_IS_IN_OUT=any(isinstance(m, Conv1D) for m in meta_model(shortened(config)).modules()),
-        ENCODER=is_encoder(settings),
+        ENCODER=not writes(config),
         PER_LAYER=_per_layer(config, settings.num_hidden_layers, defaults),
     )
     family = _with_head_dim(family, config)

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig
 
 from compress.errors import InputError, StepFailed
 from compress.models.axes import Axes, read_axes
+from compress.models.checkpoint import auto_class
 from compress.models.dependencies import trace
 from compress.models.family import Config
 from compress.models.layout import Layout
@@ -83,10 +84,9 @@ def parsed(config: Config) -> Any:
 def meta_model(config: Config) -> Any:
     """Return the language model of a configuration, without weights. Raises `InputError` where there is none."""
     settings = parsed(config)
-    auto = AutoModelForMaskedLM if is_encoder(settings) else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return auto.from_config(settings, attn_implementation="eager")
+            return auto_class(config).from_config(settings, attn_implementation="eager")
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         name = config["model_type"]
         raise InputError(
@@ -104,9 +104,3 @@ def shortened(config: Config, layers: int = TRACED_LAYERS) -> Config:
     everything = {**settings.to_dict(), **config}
     cut = {k: v[:layers] for k, v in everything.items() if isinstance(v, list) and len(v) == total}
     return {**config, **cut, key: layers}
-
-
-def is_encoder(settings: Any) -> bool:
-    """Whether a configuration is a masked language model's."""
-    named = (getattr(settings, "architectures", None) or [""])[0]
-    return named.endswith("ForMaskedLM") or type(settings) not in AutoModelForCausalLM._model_mapping

@@ -6,7 +6,8 @@ from typing import cast
 
 from compress import plugins
 from compress.errors import InputError, nearest
-from compress.models.family import Config, Family, option
+from compress.models.family import Config, Family
+from compress.models.task import LANGUAGE_MODELS, class_of, in_words, task_of
 
 MOST = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 4_096),
@@ -16,18 +17,17 @@ MOST = {
 
 
 def is_known(config: Config) -> bool:
-    """Whether there is a family file for this architecture."""
+    """Whether there is a family file for this model: they describe language models, with their head."""
+    return _has_file(config) and not _lacks_words(config)
+
+
+def _has_file(config: Config) -> bool:
     return config.get("model_type") in plugins.available("models.families")
 
 
-def is_encoder(config: Config) -> bool:
-    """Whether it is a masked language model: one that reads a text, and predicts no next token.
-
-    An architecture without a file says so by its class: asking must not need the tracing that pruning does.
-    """
-    if is_known(config):
-        return bool(option(family_of(config), "ENCODER"))
-    return any(name.endswith("MaskedLM") for name in config.get("architectures") or ())
+def _lacks_words(config: Config) -> bool:
+    """Whether its class has no distribution over the vocabulary: a classifier, a body alone."""
+    return class_of(config) is not None and task_of(config) not in LANGUAGE_MODELS
 
 
 def check_counts(config: Config) -> None:
@@ -49,7 +49,11 @@ def family_of(config: Config) -> Family:
             "the model's configuration has no 'model_type'; it must be a Hugging Face config.json"
         )
     check_counts(config)
-    if is_known(config):
+    if _lacks_words(config):
+        raise InputError(
+            f"this model is {in_words(config)}; only language models can be pruned, trained, quantized and exported"
+        )
+    if _has_file(config):
         return cast(Family, plugins.load("models.families", name))
     try:
         return _derived(json.dumps(config, sort_keys=True))

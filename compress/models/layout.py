@@ -28,7 +28,7 @@ from compress.models.family import (
     flat,
     option,
 )
-from compress.models.known import family_of, is_encoder, is_known
+from compress.models.known import family_of, is_known
 from compress.records import ModelSpec, TensorSpec
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "Layout",
     "Tensor",
     "WidthAxis",
-    "is_encoder",
     "is_known",
     "layout",
     "spec_from_config",
@@ -84,12 +83,6 @@ class Layout:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every stored tensor; a tied output head is not stored."""
         return {name: tuple(map(self.size, axes)) for name, axes in self.tensors.items()}
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence a model with learned positions reads."""
-        reserved = self.config.get("pad_token_id", 1) + 1 if option(self.family, "SKIPS_POSITIONS") else 0
-        return self.positions - reserved
 
     @property
     def num_parameters(self) -> int:

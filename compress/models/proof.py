@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from compress.errors import InputError
-from compress.models.checkpoint import quiet
-from compress.models.family import Axis, Config, WidthAxis, flat, option
+from compress.models.checkpoint import auto_class, quiet
+from compress.models.family import Axis, Config, WidthAxis, flat
 from compress.models.graph import meta_model, parsed
 from compress.models.layout import Layout
 
@@ -42,10 +42,9 @@ def stored_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 def small_model(layout: Layout) -> PreTrainedModel:
     """Return the model of a (small) layout with random weights, norms and biases among them, in double precision."""
-    auto = AutoModelForMaskedLM if option(layout.family, "ENCODER") else AutoModelForCausalLM
     generator = torch.Generator().manual_seed(0)
     with quiet():
-        model: PreTrainedModel = auto.from_config(parsed(layout.config), **EXACTLY)
+        model: PreTrainedModel = auto_class(layout.config).from_config(parsed(layout.config), **EXACTLY)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)

@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "spiece.model",
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "token_map.json",
 )
 """Patterns of the files a tokenizer may consist of."""
@@ -77,7 +78,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for pattern in TOKENIZER_FILES:
         for file in sorted(source.glob(pattern)):
             if file.is_file():
-                shutil.copyfile(file, target / file.name)
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:

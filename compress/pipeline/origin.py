@@ -41,12 +41,14 @@ def add_checkpoint(builder: Builder, name: str, role: Role, source: ModelSource)
         tiny = plugins.load("models.families", _family(source)).TINY
         _add_random(builder, name, role, tiny, "F32", tokenizer="bytes")
     elif source.kind == "config":
-        _add_random(builder, name, role, source.read_config(), source.dtype, source.tokenizer or "bytes")
+        config = source.read_config()
+        plugins.internal("models.soundness").check_config(config)
+        _add_random(builder, name, role, config, source.dtype, source.tokenizer or "bytes")
     elif source.kind == "path":
         _add_folder(builder, name, role, source)
     else:
-        config = _resolved(builder, source)
-        builder.add(name, "models.download", config, role, content={"id": config.id, "commit": config.commit})
+        found = _resolved(builder, source)
+        builder.add(name, "models.download", found, role, content={"id": found.id, "commit": found.commit})
 
 
 def rehearsal_evaluate(evaluate: Evaluate) -> Evaluate:
@@ -113,9 +115,13 @@ def _add_random(
 def _add_folder(builder: Builder, name: str, role: Role, source: ModelSource) -> None:
     assert source.path is not None
     spec = plugins.internal("models.spec").read_spec(source.path)
+    soundness = plugins.internal("models.soundness")
+    soundness.check_checkpoint(source.path, spec)
+    if str(source.tokenizer) not in ("demo", "bytes"):
+        soundness.check_tokenizer_fits(Path(source.tokenizer or source.path), spec.config.get("vocab_size"))
     files = [
         p.name for p in source.path.iterdir() if p.suffix in (".safetensors", ".json", ".model", ".jinja")
-    ]
+    ] + _more_templates(source.path)
     key = folder_digest(source.path, files, builder.memo)
     found = Artifact(key=key, kind="hf", path=source.path.absolute(), spec=spec)
     if source.tokenizer is None:
@@ -163,12 +169,21 @@ def _add_tokenizer(builder: Builder, name: str, tokenizer: str | Path) -> str:
         builder.add(node, "data.tokenizer", config, "internal", seed=DEMO_SEED)
         return node
     folder = Path(tokenizer)
-    names = [p.name for p in folder.glob("*") if "token" in p.name or p.suffix in (".model", ".jinja")]
+    names = [
+        p.name
+        for p in folder.glob("*")
+        if p.is_file() and ("token" in p.name or p.suffix in (".model", ".jinja"))
+    ]
     if not names:
         raise InputError(f"{folder}: no tokenizer files there")
-    key = folder_digest(folder, names, builder.memo)
+    key = folder_digest(folder, [*names, *_more_templates(folder)], builder.memo)
     builder.give(node, "internal", Artifact(key=key, kind="tokenizer", path=folder.absolute()))
     return node
+
+
+def _more_templates(folder: Path) -> list[str]:
+    """Return the chat templates beside the main one, which transformers keeps in a folder of their own."""
+    return [str(path.relative_to(folder)) for path in folder.glob("additional_chat_templates/*.jinja")]
 
 
 def _family(source: ModelSource) -> str:

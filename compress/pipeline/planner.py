@@ -12,11 +12,13 @@ from compress import plugins
 from compress.digests import DigestMemo, canonical_digest, folder_content
 from compress.environment import hardware_fingerprint, package_versions
 from compress.errors import HubUnavailable, InputError
-from compress.pipeline import encoders, origin, rivals
-from compress.pipeline.gated import check_gates_are_measured
+from compress.pipeline import origin, rivals
+from compress.pipeline.applicable import applicable
+from compress.pipeline.gated import check_gates_are_measured, check_tokens_are_the_originals
 from compress.pipeline.keys import ingredients
 from compress.pipeline.plan import Node, Plan, Role
 from compress.pipeline.schema import MEASUREMENTS, Baseline, Evaluate, ModelSource, Pipeline, StepEntry
+from compress.pipeline.sections import Measurement
 from compress.plugins import Measured, PlannedInputs, Prepared, StepConfig
 from compress.records import Artifact, ModelSpec, Work
 
@@ -72,6 +74,7 @@ class Builder:
         rivals.add_rivals(self)
         for step in self.pipeline.steps:
             self._add_step(step, "student")
+        check_tokens_are_the_originals(self.pipeline, self.nodes)
 
     def add(
         self,
@@ -362,8 +365,8 @@ class Builder:
         measures = getattr(module, "shape_is_measured", None)
         return bool(measures and measures(config)) or (parent is not None and self.nodes[parent].is_about)
 
-    def _measure(self, name: str, what: Sequence[str] = MEASUREMENTS) -> None:
-        """Add what is measured of a model: quality (where it writes), divergence from the original, latency, memory."""
+    def _measure(self, name: str, asked: Sequence[Measurement] = MEASUREMENTS) -> None:
+        """Add what is asked of a model and applies: quality, divergence from the original, latency, memory."""
         evaluate, profile = self.pipeline.evaluate, self.pipeline.profile
         if self.rehearsal:
             evaluate, profile = origin.rehearsal_evaluate(evaluate), origin.rehearsal_profile(profile)
@@ -371,8 +374,9 @@ class Builder:
         original = {} if is_original else {"original": "original"}
         text = self.add_data(evaluate.text, seed=0)
         here = {"hardware": hardware_fingerprint()}
-        reads = encoders.only_reads(self.nodes[name], self.nodes["original"], self.pipeline)
-        if "quality" in what and not reads:
+        what, left_out = applicable(self.nodes[name], self.nodes["original"], asked, self.pipeline)
+        self.remarks += left_out
+        if "quality" in what:
             self._measure_quality(name, evaluate)
         if "divergence" in what:
             inputs = {**original, "text": text, **self._add_last_states(evaluate, text)}

@@ -218,6 +218,44 @@ class Cost(Section):
     """Share of the hour it is busy."""
 
 
+class Limit(Section):
+    """A limit on one figure: exactly one of `at_most`, `at_least` and `margin`."""
+
+    of: str
+    """The figure: `accuracy`, `perplexity`, `bits_per_byte`, `kl_divergence`, `time_per_output_token`, `disk_bytes`,
+    `parameters`, `peak_memory`, or, with `task`, any metric that a task declares. It is judged of every task and
+    profile it is measured of."""
+    task: str | None = None
+    """Of which task of `evaluate: tasks`; left out: of each that has the figure."""
+    at_most: float | None = None
+    """The largest value, in the figure's own unit."""
+    at_least: float | None = None
+    """The smallest value."""
+    margin: float | Annotated[str, Field(pattern=r"^-?\d+(\.\d+)?\s*%$")] | None = None
+    """How much worse than the original's it may be: in its unit (0.03 of an accuracy is three points), or as a share of
+    the original's, such as `5%`. `-20%` demands that it is better by as much."""
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "Limit":
+        given = [name for name in ("at_most", "at_least", "margin") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"expected exactly one of at_most, at_least and margin; found {found}")
+        return self
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether the margin is a share of the original's figure."""
+        return isinstance(self.margin, str)
+
+    @property
+    def worse_by(self) -> float | None:
+        """The margin as a number: a share of the original's figure, or in its unit."""
+        if isinstance(self.margin, str):
+            return float(self.margin.rstrip("% ")) / 100
+        return self.margin
+
+
 class Gates(Section):
     """Limits every candidate must keep; beyond one, `run` exits with code 4 and still writes the report."""
 
@@ -227,6 +265,8 @@ class Gates(Section):
     """Smallest mean accuracy over the tasks."""
     max_kl_divergence: float | None = Field(default=None, ge=0)
     """Largest mean divergence from the original, in nats a token."""
+    limits: tuple[Limit, ...] = ()
+    """Limits on any other figure that is measured. All limits of all candidates are judged together (Holm)."""
 
 
 MEASUREMENTS: tuple[Measurement, ...] = ("quality", "divergence", "latency", "memory")

@@ -149,11 +149,12 @@ def _costs(inverse_B: Tensor, sensitivity_B: Tensor) -> Tensor:
 def _solved(matrix_B: Tensor, right_B: Tensor) -> Tensor:
     """Return ``matrix⁻¹ right`` of each block.
 
-    Wide ones on a processor one after the other: torch solves a batch in threads, each of which has LAPACK start threads of its
-    own that wait for each other by spinning, which beside other work takes minutes instead of a tenth of a second.
+    Wide ones on a processor one after the other: torch solves a batch in threads, each of which has LAPACK start
+    threads of its own, which wait for each other by spinning: beside other work minutes instead of a tenth of a second.
     """
     if matrix_B.is_cuda or matrix_B.shape[-1] < WIDE:
-        return torch.linalg.solve(matrix_B, right_B)
+        solved_B: Tensor = torch.linalg.solve(matrix_B, right_B)
+        return solved_B
     return torch.stack([torch.linalg.solve(*pair) for pair in zip(matrix_B, right_B, strict=True)])
 
 

@@ -17,7 +17,8 @@ from pydantic import Field
 from compress.environment import hardware_fingerprint
 from compress.errors import InputError
 from compress.models.effort import opening, writing
-from compress.models.layout import Layout, is_encoder
+from compress.models.layout import Layout
+from compress.models.task import writes
 from compress.plugins import Context, Prepared, StepConfig
 from compress.prune.interface import Unit
 from compress.prune.shapes import Shapes
@@ -57,7 +58,7 @@ def check_can_be_timed(model: Layout, target: Target) -> None:
     """Raise `InputError` when the target is a latency and the model writes no tokens, or not after so many."""
     if target.latency is None:
         return
-    if is_encoder(model.config):
+    if not writes(model.config):
         raise InputError(
             f"target latency: {model.config['model_type']} models write no tokens one after another. "
             "Allowed for them: params, memory, flops"

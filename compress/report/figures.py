@@ -88,11 +88,22 @@ def accuracy_change(step: StepRecord) -> Measurement | None:
 
 
 def chance(run: RunRecord) -> float | None:
-    """Return the mean accuracy of guessing over the tasks that have one; None where it is unknown."""
+    """Return the mean accuracy of guessing over the tasks that have an accuracy; None where one is unknown."""
     tasks = {str(m.labels.get("task")) for s in run.steps for m in s.measurements if m.name == "accuracy"}
-    if not tasks or not tasks <= run.chance.keys():
-        return None
-    return sum(run.chance[task] for task in sorted(tasks)) / len(tasks)
+    levels = [chance_of(run, task) for task in sorted(tasks)]
+    known = [level for level in levels if level is not None]
+    return sum(known) / len(known) if known and len(known) == len(levels) else None
+
+
+def chance_of(run: RunRecord, task: str) -> float | None:
+    """Return the accuracy of guessing on a task, as measured of its items, or as the run's record has it."""
+    found = (m.chance for step in run.steps for m in accuracies(step) if m.labels.get("task") == task)
+    return next((level for level in found if level is not None), run.chance.get(task))
+
+
+def accuracies(step: StepRecord) -> list[Measurement]:
+    """Return a step's accuracy on each task."""
+    return [m for m in step.measurements if m.name == "accuracy"]
 
 
 def profiles(run: RunRecord) -> list[Labels]:

@@ -78,7 +78,7 @@ def tasks(run: RunRecord, best: StepRecord | None) -> Table | None:
     names = _task_names(run)
     if not names:
         return None
-    by_chance = tuple(figure(run.chance.get(name), units.share) for name in names)
+    by_chance = tuple(figure(figures.chance_of(run, name), units.share) for name in names)
     rows = per_step(run.steps, best, partial(_per_task, names))
     note = (
         "Beneath each accuracy: its 95 % interval, the paired change from the original, and flips: the "
@@ -191,8 +191,9 @@ def _per_task(names: Iterable[str], step: StepRecord) -> Iterator[Cell]:
 
 
 def _other_metric(step: StepRecord, task: str) -> Cell:
-    """A task without right and wrong answers is shown by its first metric, named."""
-    found = next((one for one in step.measurements if one.labels.get("task") == task), None)
+    """A task without right and wrong answers is shown by its first share, or its first metric, named."""
+    of_task = [one for one in step.measurements if one.labels.get("task") == task]
+    found = next((one for one in of_task if one.unit == "share"), of_task[0] if of_task else None)
     return measured(found, Text(found.name)) if found else MISSING
 
 

@@ -12,6 +12,7 @@ from compress.records import GateResult, Measurement, RunRecord, StepRecord
 from compress.report import doubts, figures, rivals, runtimes, speed, units
 from compress.report.finding import Finding, Tone
 from compress.report.growth import SHRINKS, grown
+from compress.report.guessing import cannot_be_told_apart
 from compress.report.looks import did_not_help
 from compress.report.rivals import beats_on_size
 
@@ -43,7 +44,7 @@ def judge(run: RunRecord) -> Verdict:
     findings = [*_state(run), *_launches(run), *_gates(run)]
     if best and not run.rehearsal:
         findings += [*doubts.other_model(best), *runtimes.findings(run, best), *rivals.findings(run, best)]
-        findings += [*_guessing(run, best), *speed.doubt(run, best), *_choice(run, best)]
+        findings += [*cannot_be_told_apart(run, best), *speed.doubt(run, best), *_choice(run, best)]
         findings += [finding for step in run.steps for finding in did_not_help(step)]
     findings += [*_sizes(run), *_vocabulary(run), *grown(run), *_warnings(run), *_effort(run)]
     return Verdict(tone, headline, best, tuple(findings))
@@ -143,6 +144,8 @@ def why_failed(gate: GateResult) -> str:
     if gate.passed or gate.finding != "not enough items":
         return ""
     how_many = f"; about {gate.enough_items:,} items would do" if gate.enough_items else ""
+    if gate.judged_at_once > 1:
+        how_many += f" ({gate.judged_at_once} limits are judged at once)"
     return (
         f": {gate.n:,} items are not enough to prove it{how_many}"
         if gate.n
@@ -152,28 +155,20 @@ def why_failed(gate: GateResult) -> str:
 
 def gate_words(gate: GateResult) -> str:
     """Return a gate with its limit and what was measured: ``min_accuracy (79.1 %, at least 75.0 % …)``."""
-    bound = "at least" if gate.gate.startswith("min") else "at most"
-    measured = units.NOT_MEASURED if gate.measured is None else _gate_value(gate.gate, gate.measured)
-    return f"{gate.gate} ({measured}, {bound} {_gate_value(gate.gate, gate.limit)} allowed)"
+    bound = gate.bound or ("at least" if gate.gate.startswith("min") else "at most")
+    measured = units.NOT_MEASURED if gate.measured is None else _gate_value(gate, gate.measured)
+    return f"{gate.gate} ({measured}, {bound} {_gate_value(gate, gate.limit)} allowed)"
 
 
-def _gate_value(gate: str, value: float) -> str:
-    """A gate is a bare number in the pipeline file; its name says what it counts."""
-    if gate.endswith("_drop"):
+def _gate_value(result: GateResult, value: float) -> str:
+    """A gate is a bare number in the pipeline file; its name says what it counts, or its result in which unit."""
+    gate = result.gate
+    if result.bound and result.unit != "points":
+        return units.quantity(value, result.unit)
+    if gate.endswith("_drop") or result.unit == "points":
         return f"{units.significant(100 * value)} points"
     unit = next((unit for ending, unit in GATE_UNITS.items() if gate.endswith(ending)), "")
     return units.quantity(value, unit)
-
-
-def _guessing(run: RunRecord, best: StepRecord) -> Iterator[Finding]:
-    chance = figures.chance(run)
-    for step in (figures.original(run), best):
-        quality = figures.accuracy(step) if step else None
-        if step is None or quality is None or chance is None:
-            continue
-        if (quality.value if quality.low is None else quality.low) <= chance:
-            text = f"The answers of {step.name} cannot be told from guessing"
-            yield Finding("bad", f"{text} ({units.share(chance)} right by chance).")
 
 
 def _choice(run: RunRecord, best: StepRecord) -> Iterator[Finding]:

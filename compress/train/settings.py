@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from compress.data.task_names import check_tasks
 from compress.data.world import DEMO_TASKS, TEXT_TASK
 from compress.errors import InputError
-from compress.models.layout import is_encoder
+from compress.models.task import in_words, writes
 from compress.plugins import DataRef, Manner, StepConfig
 from compress.quantities import Count
 from compress.records import ModelSpec
@@ -156,9 +156,9 @@ def trained(spec: ModelSpec, settings: TrainingSettings) -> ModelSpec:
     Raises `InputError` for a model whose logits are not those of its next token, layers to adapt that it has not or a
     rank they have not, and tasks that cannot be watched.
     """
-    if is_encoder(spec.config):
+    if not writes(spec.config):
         raise InputError(
-            f"training learns the next token, and {spec.model_type} is an encoder: it can be pruned and quantized only"
+            f"training learns the next token, and this model is {in_words(spec.config)}: it cannot be taught"
         )
     if settings.lora is not None:
         check_adapters(spec, settings.lora.targets, settings.lora.rank)

@@ -65,6 +65,10 @@ def task_folder(tmp_path_factory):
     _write(folder, "graded", [{"q": w, "options": WORDS[:3], "gold": 0} for w in WORDS[:6]], GRADED)
     _write(folder, "twice", [{"q": w, "options": WORDS[:3], "gold": 1} for w in WORDS[:4] * 3], CHOICE)
     _write(folder, "nats", [{"q": w, "options": WORDS[:2], "gold": 0} for w in WORDS[:6]], NATS)
+    pairs = [{"q": w, "options": WORDS[i : i + 2], "gold": 0} for i, w in enumerate(WORDS[:6])]
+    _write(folder, "stereotypes", pairs, STEREOTYPES)
+    uneven = [{"q": w, "options": WORDS[i : i + 2 + i % 3], "gold": 0} for i, w in enumerate(WORDS[:6])]
+    _write(folder, "uneven", uneven, UNEVEN)
     (folder / "both.yaml").write_text("group: both\ntask: [first, second]\n")
     return folder
 
@@ -86,6 +90,12 @@ process_results: !function graded_results.share_of_the_first
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 NATS = GRADED.replace("share_of_the_first", "nats_apart").replace("metric: acc", "metric: likelihood_diff")
+STEREOTYPES = (
+    GRADED.replace("share_of_the_first", "as_crows_pairs_does")
+    .replace("metric: acc", "metric: likelihood_diff")
+    .replace("true}]", "false},\n  {metric: pct_stereotype, aggregation: mean, higher_is_better: false}]")
+)
+UNEVEN = CHOICE.replace("{metric: acc_norm", "{metric: acc_mutual_info")
 PROSE = """
 output_type: loglikelihood_rolling
 doc_to_text: ""
@@ -110,6 +120,9 @@ def share_of_the_first(doc, results):
 
 def nats_apart(doc, results):
     return {"likelihood_diff": abs(results[0][0] - results[1][0])}
+
+def as_crows_pairs_does(doc, results):
+    return {**nats_apart(doc, results), "pct_stereotype": float(results[0][0] > results[1][0])}
 """
 
 

@@ -3,6 +3,7 @@ from math import exp, log
 
 import pytest
 import torch
+from scipy import stats
 from transformers import AutoModelForCausalLM
 
 from compress.data.tokens import PackedTokens
@@ -36,6 +37,32 @@ def test_a_student_is_held_against_the_original(original, student, text, context
     assert measured["perplexity"].value == pytest.approx(exp(nats), rel=1e-4)
     assert all(m.n == 6 * 59 for m in measured.values())
     assert given.reports[-1][:2] == (6, 6)
+
+
+def test_perplexity_beside_the_originals_is_paired_by_sequence(original, student, text, context):
+    given = context(text=text, original=original)
+    measured = by_name(divergence.measure(student, divergence.Config(batch_size=4), given))
+    rows_ST = PackedTokens.open(text.path).rows(0, 6)
+    with torch.no_grad():
+        before, after = (
+            -AutoModelForCausalLM.from_pretrained(model.path)(rows_ST)
+            .logits[:, :-1]
+            .double()
+            .log_softmax(-1)
+            .gather(-1, rows_ST[:, 1:, None])[..., 0]
+            for model in (original, student)
+        )
+    above = (after - before).mean(-1)  # of each sequence, all equally long
+    interval = stats.t.interval(0.95, 5, loc=above.mean(), scale=stats.sem(above))
+    ratio = measured["perplexity_ratio"]
+    assert ratio.value == pytest.approx(exp(above.mean()), rel=1e-4)
+    assert (ratio.low, ratio.high) == pytest.approx([exp(end) for end in interval], rel=1e-3)
+    assert ratio.degrees == 5 and ratio.unit == "ratio"
+    bits = after.sum() / log(2) / measured["bits_per_byte"].value  # is the number of bytes
+    change = measured["bits_per_byte_change"]
+    assert change.value == pytest.approx(float((after - before).sum() / log(2) / bits), rel=1e-3)
+    assert change.low < change.value < change.high
+    assert measured["bits_per_byte"].low < measured["bits_per_byte"].value < measured["bits_per_byte"].high
 
 
 def test_the_original_has_no_divergence_from_itself(original, text, context):

@@ -70,6 +70,42 @@ def test_graded_and_written_answers_count_as_lm_eval_counts_them(original, conte
     assert "3 tasks" in mean.note and "leaves out nats" in mean.note
 
 
+@pytest.mark.parametrize(
+    ("task", "chance"),
+    [
+        ("first", 1 / 4),
+        ("both", 1 / 4),
+        (
+            "uneven",
+            (1 / 2 + 1 / 3 + 1 / 4) / 3,
+        ),  # the mean of 1/options, not one over the mean; mutual information too
+        ("graded", 1 / 3),
+        ("written", None),
+    ],
+)
+def test_the_chance_level_is_one_over_the_options_of_each_item(original, context, task_folder, task, chance):
+    measured = measure(original, context(), task_folder, task)
+    assert find(measured, "accuracy", task=task).chance == (chance and pytest.approx(chance))
+    assert find(measured, "mean_accuracy").chance == find(measured, "accuracy", task=task).chance
+
+
+def test_the_mean_has_a_chance_level_where_every_task_has_one(original, context, task_folder):
+    measured = measure(original, context("known"), task_folder, "first", "graded")
+    assert find(measured, "mean_accuracy").chance == pytest.approx((1 / 4 + 1 / 3) / 2)
+    measured = measure(original, context("unknown"), task_folder, "first", "written")
+    assert find(measured, "mean_accuracy").chance is None
+
+
+def test_what_a_task_declares_as_better_the_lower_is_no_accuracy(original, context, task_folder):
+    """lm-eval declares both of CrowS-Pairs' figures so: nats, and a share that would be best near a half."""
+    measured = measure(original, context(), task_folder, "stereotypes", "first")
+    apart, share = (find(measured, m, task="stereotypes") for m in ("likelihood_diff", "pct_stereotype"))
+    assert (apart.unit, share.unit) == ("", "share")
+    assert not apart.higher_is_better and not share.higher_is_better
+    assert [m.labels["task"] for m in measured if m.name == "accuracy"] == ["first"]
+    assert "leaves out stereotypes" in find(measured, "mean_accuracy").note
+
+
 def test_a_group_is_one_task_over_all_its_items(original, context, task_folder):
     apart = measure(original, context("apart"), task_folder, "first", "second")
     together = measure(original, context("together"), task_folder, "both")

@@ -257,6 +257,51 @@ def test_answers_no_better_than_guessing_are_called_that():
     )
 
 
+def test_limits_are_told_in_their_own_units():
+    def said(gate, **more):
+        result = GateResult(gate=gate, step="int8", passed=False, finding="lost", **more)
+        return words(sample_run(gates=(result,)))
+
+    margin = said(
+        "perplexity, worse than the original", measured=0.081, limit=0.05, unit="share", bound="at most"
+    )
+    assert "int8 fails the gate perplexity, worse than the original (8.1 %, at most 5.0 % allowed)." in margin
+    points = said(
+        "f1 of a, worse than the original", measured=0.04, limit=0.03, unit="points", bound="at most"
+    )
+    assert "(4.00 points, at most 3.00 points allowed)" in points
+    size = said("disk_bytes", measured=2e9, limit=1e9, unit="bytes", bound="at most")
+    assert "at most" in size and "2000000000" not in size
+    least = said("same_top_token", measured=0.8, limit=0.9, unit="share", bound="at least")
+    assert "(80.0 %, at least 90.0 % allowed)" in least
+    few = GateResult(
+        gate="accuracy of a", step="int8", limit=0.5, measured=0.6, passed=False, finding="not enough items",
+        unit="share", bound="at least", n=40, enough_items=900, judged_at_once=6,
+    )  # fmt: skip
+    told = "40 items are not enough to prove it; about 900 items would do (6 limits are judged at once)"
+    assert told in words(sample_run(gates=(few,)))
+
+
+def with_chance(run, **levels):
+    """The run as one of tasks that are not the demo's: what guessing scores stands in the measurements alone."""
+
+    def told(m):
+        return (
+            m.model_copy(update={"chance": levels.get(m.labels.get("task"))}) if m.name == "accuracy" else m
+        )
+
+    steps = tuple(s.model_copy(update={"measurements": tuple(map(told, s.measurements))}) for s in run.steps)
+    return run.model_copy(update={"steps": steps, "chance": {}})
+
+
+def test_guessing_is_told_of_tasks_that_no_record_knows_beforehand():
+    run = with_accuracy(with_accuracy(sample_run(), "edge", 0.32), "int8", 0.31)
+    known = with_chance(run, facts=0.25, agreement=0.5, sums=0.25)
+    assert "The answers of edge cannot be told from guessing (33.3 % right by chance)." in words(known)
+    partly = with_chance(sample_run(), facts=0.25, sums=0.9)
+    assert "cannot be told from guessing in sums (90.0 % right by chance)." in words(partly)
+
+
 def test_a_wrong_prediction_of_the_size_is_told():
     run = sample_run()
     wrong = run.step("narrow").realized.model_copy(update={"num_parameters": 1})

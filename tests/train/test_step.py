@@ -66,5 +66,5 @@ def test_a_planner_can_import_the_step_without_torch(module):
 
 @pytest.mark.parametrize("module", [step, distill])
 def test_what_cannot_be_trained_is_refused_when_planned(module, tmp_path):
-    with pytest.raises(InputError, match="learns the next token, and bert is an encoder"):
+    with pytest.raises(InputError, match="learns the next token, and this model is a masked language model"):
         module.predict(read_spec(write_tiny(tmp_path, "bert")), module.Config(tokens=64))

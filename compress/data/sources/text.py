@@ -12,7 +12,7 @@ from compress.digests import DigestMemo
 from compress.errors import InputError
 from compress.plugins import StepConfig
 
-VERSION = 1
+VERSION = 2
 
 HELD_OUT_EVERY = 10
 """Documents of which the last is held out."""
@@ -22,7 +22,7 @@ class Config(StepConfig):
     """Which files to read, and where a document ends."""
 
     paths: tuple[str, ...] = Field(min_length=1)
-    """Files, in this order, UTF-8."""
+    """Files, in this order, UTF-8; a byte order mark at their start is no text."""
     documents: Literal["blank_lines", "files"] = "blank_lines"
     """``blank_lines``: blank lines part documents. ``files``: each file is one (and is read whole)."""
     split: Literal["all", "train", "heldout"] = "all"
@@ -46,7 +46,7 @@ def digest(config: Config, memo: DigestMemo) -> str:
 
 def _documents(path: Path, kind: Literal["blank_lines", "files"]) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             if kind == "files":
                 yield lines.read()
                 return
