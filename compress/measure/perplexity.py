@@ -7,7 +7,7 @@ from compress.records import Measurement
 
 if TYPE_CHECKING:
     from compress.meters.clusters import Estimate
-from compress.meters.divergence import TextScores
+    from compress.meters.divergence import TextScores
 
 
 def perplexity(estimate: "Estimate") -> Measurement:

@@ -134,7 +134,7 @@ def _steps(spec: ModelSpec, pruned: Cuts) -> dict[str, Any]:
         "num_tokens": spec.config.get("vocab_size"),
         "width_settings": "".join(f", {key}: {_flow(value)}" for key, value in pruned.width.items()),
         "last": next((name for name, is_taken in reversed(taken.items()) if is_taken), "original"),
-        "is_encoder": plugins.internal("models.layout").is_encoder(spec.config),
+        "is_encoder": not plugins.internal("models.task").writes(spec.config),
         "pool": max(size.tokens, VOCABULARY_TOKENS) if pruned.vocabulary else size.tokens,
         "student_group": group,
         "original_group": group if group and group_size(spec, student) == group else group_size(spec),

@@ -102,8 +102,10 @@ def _learned(original: ModelSpec, student: ModelSpec, length: int, seconds: floa
 
 
 def _longest(spec: ModelSpec) -> int:
-    shape = plugins.internal("models.layout").layout(spec.config)
-    return int(shape.longest if shape.positions else spec.config.get("max_position_embeddings") or 2048)
+    config = spec.config
+    family = plugins.internal("models.layout").layout(config).family
+    reserved = int(config.get("pad_token_id", 1)) + 1 if getattr(family, "SKIPS_POSITIONS", False) else 0
+    return int(config.get("max_position_embeddings") or config.get("n_positions") or 2048) - reserved
 
 
 def _within(limits: tuple[int, int], number: float) -> int:
