@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from compress.measure import divergence, last_states
+from compress.models import device as devices
 from compress.models.spec import copy_tokenizer
 from compress.records import Artifact
 from tests.meters.tiny_llama import write_llama
@@ -76,18 +77,21 @@ def test_rows_beyond_the_room_are_read_as_ever(original, student, text, context,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_states_are_kept_as_they_are(dtype, text, context, tmp_path):
+@pytest.mark.parametrize("fast", [True, False])
+def test_states_are_kept_as_they_are_computed(fast, dtype, text, context, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda device: fast)
+    computed = dtype if fast and dtype == torch.bfloat16 else torch.float32
     original = write_llama(tmp_path / "original", seed=0)
     from compress.models.checkpoint import load_model
 
     load_model(original.path).to(dtype).save_pretrained(original.path)
     states_STH = last_states.read_states(kept(original, text, context))
-    assert states_STH.dtype == dtype and states_STH.shape[:2] == (6, 60)
+    assert states_STH.dtype == computed and states_STH.shape[:2] == (6, 60)
     from compress.data.tokens import PackedTokens
 
     rows_ST = PackedTokens.open(text.path).rows(0, 4)
     with torch.no_grad():
-        expected = load_model(original.path).model(rows_ST).last_hidden_state
+        expected = load_model(original.path, dtype=computed).model(rows_ST).last_hidden_state
     torch.testing.assert_close(states_STH[:4], expected)
 
 

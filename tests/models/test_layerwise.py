@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from compress.models import device as devices
 from compress.models.checkpoint import load_model
 from compress.models.layerwise import LayerwiseModel, fused_experts, separate_experts
 from compress.models.layout import layout
@@ -43,7 +44,8 @@ def test_logits_are_the_whole_models_bit_for_bit(family, changes, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3_moe"])
-def test_it_runs_in_the_dtype_that_is_stored(family, dtype, tmp_path):
+def test_it_runs_in_the_dtype_that_is_stored_where_that_is_fast(family, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda device: True)
     folder = write_tiny(tmp_path / "model", family)
     whole = load_model(folder, dtype=dtype)
     whole.save_pretrained(folder)

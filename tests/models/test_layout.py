@@ -120,7 +120,10 @@ def test_module_names_lead_to_the_modules(family):
     ("changes", "message"),
     [
         ({"model_type": "lama"}, "did you mean 'llama'"),
-        ({"model_type": "xlm"}, "Known: bert, .* llama, mistral, .* qwen2, qwen3, qwen3_moe, roberta"),
+        (
+            {"model_type": "xlm", "architectures": ["XLMWithLMHeadModel"]},
+            "Known: bert, .* llama, mistral, .* qwen2, qwen3, qwen3_moe, roberta",
+        ),
         ({"model_type": None}, "has no 'model_type'"),
         ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads"),
         ({"hidden_size": "64"}, "hidden_size: '64'"),
