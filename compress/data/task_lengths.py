@@ -4,7 +4,7 @@ Plans are made before any data are there, so these are round averages, in tokens
 solved examples. Answers that are one token each, such as the letters of MMLU, share the row of their question.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from compress.data.world import DEMO_TASKS, NUM_ITEMS, TEXT_TASK
@@ -67,13 +67,18 @@ LENGTHS = {
 
 
 def evaluation_length(
-    tasks: Iterable[str], samples: int | None = None, few_shot: int | None = None
+    tasks: Iterable[str],
+    samples: int | None = None,
+    few_shot: int | None = None,
+    own: Mapping[str, TaskLength] | None = None,
 ) -> EvaluationLength:
     """Return about what answering so many items of each task takes, all of them when not given.
 
     few_shot: solved examples before each item, each as long as the item itself; the task's own number when not given.
+    own: lengths that are known better (`data.task_files`).
     """
-    parts = [_length_of(LENGTHS.get(task, UNKNOWN), samples, few_shot) for task in tasks]
+    known = {**LENGTHS, **(own or {})}
+    parts = [_length_of(known.get(task, UNKNOWN), samples, few_shot) for task in tasks]
     return EvaluationLength(*(sum(column) for column in zip(*parts, strict=True))) if parts else NOTHING
 
 

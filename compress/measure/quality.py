@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from compress.data.task_files import own_lengths
 from compress.data.task_lengths import EvaluationLength, evaluation_length
 from compress.data.world import DEMO_TASKS
 from compress.measure.accuracy import accuracy_measurements
@@ -32,6 +33,8 @@ TASKS_SECONDS = 3.0
 """To import lm-eval and find tasks."""
 FETCH_SECONDS = 8.0
 """To load a task that is not the demo's, its data included."""
+OWN_SECONDS = 4.0
+"""To load one whose data are files here."""
 SECONDS_PER_ROW = 5e-4
 """To render, tokenize and judge an item, or one of its answers."""
 
@@ -57,7 +60,8 @@ class Config(StepConfig):
 
 def estimate(measured: Measured, config: Config) -> Work:
     """Return about what answering takes; how long items are is known of popular tasks (`data.task_lengths`)."""
-    length = evaluation_length(config.tasks, config.samples, config.few_shot)
+    own = own_lengths(config.task_folder) if config.task_folder else {}
+    length = evaluation_length(config.tasks, config.samples, config.few_shot, own)
     row_tokens = length.read_tokens / max(1.0, length.rows)
     batch = config.batch_size
     work = opening(measured.spec).plus(
@@ -69,7 +73,9 @@ def estimate(measured: Measured, config: Config) -> Work:
     if config.prompts:
         work = work.plus(writing(measured.spec, len(config.prompts), PROMPT_TOKENS, config.new_tokens))
     seconds = TASKS_SECONDS + SECONDS_PER_ROW * (length.rows + length.items)
-    seconds += sum(FETCH_SECONDS for task in config.tasks if task not in DEMO_TASKS)
+    seconds += sum(
+        OWN_SECONDS if task in own else FETCH_SECONDS for task in config.tasks if task not in DEMO_TASKS
+    )
     return work.plus(Work(serial_seconds=seconds)).model_copy(
         update={"on_processor": measured.kind == "onnx"}
     )
