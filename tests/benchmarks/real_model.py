@@ -65,9 +65,18 @@ def main() -> None:
         "steps": [row(step) for step in record.steps],
     }
     _show(result)
-    (HERE / "results" / "real_model.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    places = {options.work: "work", options.folder: "models", data: "data", HERE.parents[1]: "."}
+    _publish(json.dumps(result, indent=1) + "\n", HERE / "results" / "real_model.json", places)
     if options.publish:
-        shutil.copyfile(options.work / f"{record.id}.html", REPORTS / f"{NAME}.html")
+        report = (options.work / f"{record.id}.html").read_text(encoding="utf-8")
+        _publish(report, REPORTS / f"{NAME}.html", places)
+
+
+def _publish(text: str, path: Path, places: dict[Path, str]) -> None:
+    """Write a text in which folders of this machine go by what they hold."""
+    for place in sorted(places, key=lambda each: -len(str(each.resolve()))):
+        text = text.replace(str(place.resolve()), places[place])
+    path.write_text(text, encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
