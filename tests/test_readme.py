@@ -34,7 +34,9 @@ def module(source):
 
 
 def test_the_pipeline_in_the_readme_is_valid(tmp_path):
-    text, _ = blocks(README, "yaml")
+    text, gates, _ = blocks(README, "yaml")
+    (tmp_path / "gated.yaml").write_text(text + gates)
+    assert len(load_pipeline(tmp_path / "gated.yaml").gates.limits) == 3
     (tmp_path / "my.yaml").write_text(text)
     assert [s.name for s in load_pipeline(tmp_path / "my.yaml").steps] == [
         "narrow",
@@ -46,7 +48,7 @@ def test_the_pipeline_in_the_readme_is_valid(tmp_path):
 
 
 def test_the_distillation_in_the_readme_is_valid_after_the_pruning_above_it(tmp_path):
-    whole, steps = blocks(README, "yaml")
+    whole, _, steps = blocks(README, "yaml")
     before = whole[: whole.index("  - {name: recover")]
     (tmp_path / "my.yaml").write_text(before + steps.removeprefix("steps:\n"))
     [_, recover] = load_pipeline(tmp_path / "my.yaml").steps
