@@ -29,7 +29,7 @@ def check(parent: Artifact, folder: Path, exact: bool, seed: int) -> dict[str, J
     """Return how far the logits are from the parent's computed in fp32. Raises `StepFailed` beyond the tolerance."""
     reference = HuggingFaceBackend(load_model(parent.path, dtype=torch.float32))
     exported = open_onnx(Artifact(key="", kind="onnx", path=folder), OpenOptions())
-    ids_BT, mask_BT = _batch(reference, seed)
+    ids_BT, mask_BT = _batch(reference, reference.model.config.bos_token_id, seed)
     expected_NV, actual_NV = (_logits(backend, ids_BT, mask_BT) for backend in (reference, exported))
     difference_NV = (actual_NV - expected_NV).abs()
     largest, mean, spread = difference_NV.max().item(), difference_NV.mean().item(), expected_NV.std().item()
@@ -48,12 +48,18 @@ def check(parent: Artifact, folder: Path, exact: bool, seed: int) -> dict[str, J
     }
 
 
-def _batch(model: Backend, seed: int) -> tuple[Tensor, Tensor]:
-    """Return three sequences of random tokens, two of them left-padded."""
+def _batch(model: Backend, start: object, seed: int) -> tuple[Tensor, Tensor]:
+    """Return three sequences of random tokens, two of them left-padded, that begin as texts begin.
+
+    Without its first token a model that depends on it (Gemma) is so unsure that rounding alone moves its logits by a
+    tenth of their spread.
+    """
     length = min(LENGTH, model.num_positions)
     generator = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(model.vocabulary, (3, length), generator=generator)
     padding_B1 = torch.tensor([[0], [length // 4], [3 * length // 4]])
+    if isinstance(start, int) and 0 <= start < model.vocabulary:
+        ids_BT.scatter_(1, padding_B1, start)
     return ids_BT, (torch.arange(length) >= padding_B1).long()
 
 

@@ -1,6 +1,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -11,6 +12,7 @@ from compress import plugins
 from compress.errors import InputError, StepFailed
 from compress.export import onnx as step
 from compress.export import onnx_check
+from compress.export.onnx_check import _batch
 from compress.models.spec import read_spec
 from compress.quantize import rtn
 from compress.quantize.grouped import dequantize, unpack
@@ -229,3 +231,12 @@ def test_every_decoder_of_linear_layers_is_written(family, tmp_path):
 def test_what_the_graph_has_no_place_for_is_refused_when_planned(family, tmp_path):
     with pytest.raises(InputError, match=f"cannot write {family}: .*{NOT_WRITTEN[family]}"):
         step.predict(checkpoint(tmp_path, family).spec, step.Config())
+
+
+@pytest.mark.parametrize(("start", "first"), [(7, [7, 7, 7]), (None, None), (10**6, None), ([7, 8], None)])
+def test_what_is_compared_begins_as_texts_begin(start, first):
+    ids, mask = _batch(SimpleNamespace(vocabulary=50, num_positions=64), start, seed=3)
+    plain, _ = _batch(SimpleNamespace(vocabulary=50, num_positions=64), None, seed=3)
+    beginnings = ids[torch.arange(3), mask.argmax(1)].tolist()
+    assert beginnings == (first or plain[torch.arange(3), mask.argmax(1)].tolist())
+    assert int((ids != plain).sum()) <= 3
