@@ -96,6 +96,7 @@ def recipe(model: Path, data: Path, texts: Path, target: str, work: Path) -> Pat
     path.unlink(missing_ok=True)
     _compress("init", str(model), "--target", target, "-o", str(path))
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    document["name"] = NAME
     files = write_splits(texts, work)
     files["heldout"] = work / "heldout.txt"
     shutil.copyfile(data / HELD_OUT, files["heldout"])
