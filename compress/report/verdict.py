@@ -192,8 +192,8 @@ def _sizes(run: RunRecord) -> Iterator[Finding]:
 
 
 def _vocabulary(run: RunRecord) -> Iterator[Finding]:
-    """Say where much of the original is its vocabulary, and no step shrank that."""
-    original = figures.original(run)
+    """Say where much of the original is its vocabulary, and no step shrank that, nor would one still to come."""
+    original = figures.original(run) if run.status in ("done", "gates failed") else None
     num_bytes = original.facts.get("vocabulary_bytes") if original else None
     if original is None or not isinstance(num_bytes, int) or any(step.use == SHRINKS for step in run.steps):
         return

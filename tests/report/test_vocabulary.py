@@ -44,15 +44,16 @@ def test_what_is_not_comparable_is_said_so():
 
 
 @pytest.mark.parametrize(
-    ("share", "use", "is_said"),
+    ("share", "use", "status", "is_said"),
     [
-        (0.63, "prune.width", True),
-        (0.3, "prune.width", False),
-        (0.63, "prune.vocab", False),
+        (0.63, "prune.width", "done", True),
+        (0.3, "prune.width", "done", False),
+        (0.63, "prune.vocab", "done", False),
+        (0.63, "prune.width", "failed", False),
     ],
 )
-def test_a_large_vocabulary_that_no_step_shrinks_is_remarked_on(share, use, is_said):
-    run = sample_run()
+def test_a_large_vocabulary_that_no_step_shrinks_is_remarked_on(share, use, status, is_said):
+    run = sample_run(status=status)
     original = next(step for step in run.steps if step.role == "original")
     facts = {"vocabulary_bytes": round(share * original.realized.weight_bytes)}
     run = with_step(with_step(run, original.name, facts=facts), student_of(run).name, use=use)
