@@ -39,6 +39,9 @@ FIGURES = ("kl_divergence", "same_top_token", "perplexity", "bits_per_byte", "me
 def main() -> None:
     """Prepare, run, write the results."""
     options = _options()
+    if options.folder is None:
+        print("skipped: it takes a folder with a real model, and the better part of an hour; see --help")
+        return
     model, data = options.folder / NAME, options.data or options.folder
     texts = options.texts or options.folder / "texts"
     for needed in (model / "config.json", data / HELD_OUT, texts):
@@ -62,7 +65,7 @@ def main() -> None:
         "plan": plan.splitlines(),
         "planned_seconds": _planned_seconds(plan),
         "seconds": round(seconds, 1),
-        "steps": [row(step) for step in record.steps],
+        "rows": [row(step) for step in record.steps],
     }
     _show(result)
     places = {options.work: "work", options.folder: "models", data: "data", HERE.parents[1]: "."}
@@ -81,11 +84,12 @@ def _publish(text: str, path: Path, places: dict[Path, str]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help=f"holds {NAME}")
+    parser.add_argument("folder", type=Path, nargs="?", help=f"holds {NAME}; without it nothing is done")
     parser.add_argument("--data", type=Path, help=f"holds {HELD_OUT}, blimp and crows_pairs_even.jsonl")
     parser.add_argument("--texts", type=Path, help="pages to calibrate with and learn from")
     parser.add_argument("--target", default="60%", help="what `compress init` is told to keep")
     parser.add_argument("--work", type=Path, default=Path("real-model"), help="where files are put meanwhile")
+    parser.add_argument("--quick", action="store_true", help="of `make bench`: there is no quicker way")
     parser.add_argument("--publish", action="store_true", help="copy the report into reports/")
     return parser.parse_args()
 
@@ -157,7 +161,7 @@ def _planned_seconds(plan: str) -> float:
 def _show(result: dict[str, Any]) -> None:
     planned, seconds = result["planned_seconds"], result["seconds"]
     print(f"planned {planned:,.0f} s, took {seconds:,.0f} s: {seconds / planned:.2f} x")
-    for step in result["steps"]:
+    for step in result["rows"]:
         shown = {f["name"]: f["value"] for f in step["figures"] if f["name"] in FIGURES}
         size = step["weight_bytes"] / 1e6
         about = f"{step['planned_seconds']:,.0f} s planned" if step["planned_seconds"] else "no estimate"
