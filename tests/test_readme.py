@@ -129,7 +129,7 @@ def test_the_shipped_schema_is_the_current_one():
     assert shipped == compress.pipeline_schema(), "run: compress schema > pipelines/pipeline.schema.json"
 
 
-@pytest.mark.parametrize("package", ["pruning", "distilling"])
+@pytest.mark.parametrize("package", ["pruning", "distilling", "real_models"])
 def test_a_benchmark_table_is_made_of_the_committed_results(package):
     benchmarks = ROOT / "tests" / "benchmarks"
     sys.path.insert(0, str(benchmarks))
