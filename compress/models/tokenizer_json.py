@@ -68,10 +68,10 @@ def special_added(content: Content) -> dict[str, int]:
     }
 
 
-def always_kept(content: Content, placeholders: Container[int] = ()) -> set[int]:
+def always_kept(content: Content, unused_specials: Container[int] = ()) -> set[int]:
     """Return the ids no rewriting may lose: added tokens, those the file names, and what any text can fall back on.
 
-    An added token of `placeholders` is lost unless the file names it elsewhere.
+    An added token of `unused_specials` is lost unless the file names it elsewhere.
     """
     found: list[int] = []
 
@@ -79,7 +79,7 @@ def always_kept(content: Content, placeholders: Container[int] = ()) -> set[int]
         found.append(token)
         return token
 
-    added = [token for token in content.get("added_tokens") or () if token["id"] not in placeholders]
+    added = [token for token in content.get("added_tokens") or () if token["id"] not in unused_specials]
     _with_ids({**content, "added_tokens": added}, note)
     ids = token_ids(content)
     model = content["model"]

@@ -82,7 +82,7 @@ class Config(StepConfig):
     """Tokens or texts to keep whatever the corpus says; of a text, all tokens it is cut into."""
     keep_special: Literal["used", "all"] = "used"
     """Which special tokens stay. ``used``: those that the corpus, the chat template or the settings of model and
-    tokenizer name; placeholders like ``<unused7>``, which nothing uses, go first. ``all``: every one."""
+    tokenizer name; names like ``<unused7>``, which nothing uses, go first. ``all``: every one."""
 
 
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:

@@ -19,7 +19,7 @@ class Vocabulary:
     """What a choice depends on beside the counts."""
 
     tokens: frozenset[int]
-    """Ids that have a token which something may use. The others, padding and placeholders, go first."""
+    """Ids that have a token which something may use. The others, padding and unused special tokens, go first."""
     parts: Parts
     """What each token is built from."""
     required: frozenset[int]

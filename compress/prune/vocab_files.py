@@ -29,7 +29,7 @@ from compress.models.special_ids import (
 )
 from compress.models.token_map import mapped_ids, write_kept
 from compress.plugins import Context
-from compress.prune.placeholders import placeholders
+from compress.prune.unused_specials import unused_specials
 from compress.prune.vocab_choice import Vocabulary
 from compress.records import TensorSpec
 
@@ -56,7 +56,7 @@ def read_vocabulary(
     check_tokenizer(folder, num_ids)
     content = tokenizer_json.read(folder)
     ids = tokenizer_json.token_ids(content)
-    unused = set[int]() if all_special else placeholders(folder, content, counts)
+    unused = set[int]() if all_special else unused_specials(folder, content, counts)
     required = tokenizer_json.always_kept(content, unused) | _kept_texts(folder, ids, keep)
     for name in MODEL_SETTINGS:
         required |= {index for index in special_ids(read_settings(folder, name)) if index < num_ids}

@@ -20,7 +20,7 @@ from compress.models.tokenizer_json import Content, special_added
 TEMPLATES = ("*.jinja", "additional_chat_templates/*.jinja")
 
 
-def placeholders(folder: Path, content: Content, counts: Sequence[int]) -> set[int]:
+def unused_specials(folder: Path, content: Content, counts: Sequence[int]) -> set[int]:
     """Return the ids of a tokenizer's special tokens that nothing in the model's folder and no text uses.
 
     content: the folder's ``tokenizer.json``. counts: the corpus' uses of every id.

@@ -9,7 +9,7 @@ from compress.models import tokenizer_json
 from compress.models.checkpoint import load_model, load_tokenizer, quiet
 from compress.models.spec import read_spec
 from compress.models.token_map import read_kept
-from compress.prune.placeholders import placeholders
+from compress.prune.unused_specials import unused_specials
 from compress.records import Artifact
 from tests.models.small_tokenizers import HELD_OUT, TEXTS, write
 from tests.models.tiny import tiny_model
@@ -20,7 +20,7 @@ UNUSED = [f"<unused{number}>" for number in range(NUM_UNUSED)]
 USED = ["<|role|>", "<|template|>", "<|stop|>", "<|config|>", "<|extra|>", "<|spoken|>"]
 
 
-def with_placeholders(folder, listed: bool = False) -> Artifact:
+def with_unused_specials(folder, listed: bool = False) -> Artifact:
     """A tiny model whose tokenizer has many special tokens, some of them named somewhere, each in another way."""
     write("byte_level", folder)
     tokenizer = load_tokenizer(folder)
@@ -52,7 +52,7 @@ def tokens_of(folder) -> set[str]:
     "listed", [False, True], ids=["tokenizer.json alone", "listed as added tokens as well"]
 )
 def test_only_special_tokens_that_something_names_stay(listed, tmp_path):
-    start = with_placeholders(tmp_path / "parent", listed)
+    start = with_unused_specials(tmp_path / "parent", listed)
     texts = (*TEXTS[:40], "He said <|spoken|> to them.")
     words = len(load_tokenizer(start.path)) - NUM_UNUSED
     pruned(start, tmp_path / "pruned", texts=texts, target={"tokens": words}, align=1)
@@ -63,19 +63,19 @@ def test_only_special_tokens_that_something_names_stay(listed, tmp_path):
 
 
 def test_all_special_tokens_stay_where_asked_for(tmp_path):
-    start = with_placeholders(tmp_path / "parent")
+    start = with_unused_specials(tmp_path / "parent")
     pruned(start, tmp_path / "pruned", target={"tokens": 550}, align=1, keep_special="all")
     assert {*UNUSED, *USED} <= tokens_of(tmp_path / "pruned")
 
 
 def test_a_placeholder_named_in_keep_stays(tmp_path):
-    start = with_placeholders(tmp_path / "parent")
+    start = with_unused_specials(tmp_path / "parent")
     pruned(start, tmp_path / "pruned", target={"tokens": 550}, align=1, keep=("<unused7>",))
     assert tokens_of(tmp_path / "pruned") & {*UNUSED, *USED} == {"<unused7>", *USED} - {"<|spoken|>"}
 
 
-def test_without_placeholders_plain_transformers_reads_text_as_before(tmp_path):
-    start = with_placeholders(tmp_path / "parent", listed=True)
+def test_without_unused_specials_plain_transformers_reads_text_as_before(tmp_path):
+    start = with_unused_specials(tmp_path / "parent", listed=True)
     pruned(start, tmp_path / "pruned", texts=TEXTS, target={"tokens": 608}, align=1)
     before, after = (AutoTokenizer.from_pretrained(folder) for folder in (start.path, tmp_path / "pruned"))
     kept = read_kept(tmp_path / "pruned")
@@ -105,13 +105,13 @@ def test_without_placeholders_plain_transformers_reads_text_as_before(tmp_path):
     ids=["one", "several"],
 )
 def test_templates_in_the_tokenizers_settings_count(template, tmp_path):
-    start = with_placeholders(tmp_path / "parent")
+    start = with_unused_specials(tmp_path / "parent")
     path = start.path / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | template))
     content = tokenizer_json.read(start.path)
     ids = tokenizer_json.token_ids(content)
-    assert ids["<unused3>"] not in placeholders(start.path, content, [])
-    assert ids["<unused4>"] in placeholders(start.path, content, [])
+    assert ids["<unused3>"] not in unused_specials(start.path, content, [])
+    assert ids["<unused4>"] in unused_specials(start.path, content, [])
     (start.path / "additional_chat_templates").mkdir()
     (start.path / "additional_chat_templates/tools.jinja").write_text("{{ '<unused4>' }}")
-    assert ids["<unused4>"] not in placeholders(start.path, content, [])
+    assert ids["<unused4>"] not in unused_specials(start.path, content, [])
