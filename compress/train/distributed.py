@@ -33,7 +33,8 @@ from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
 from compress.models.checkpoint import load_model, outline_model
-from compress.train.sharding import DIVIDED, Sharding, is_sharded, layers_of, models_of
+from compress.train.layers import is_sharded, layers_of, models_of
+from compress.train.sharding import DIVIDED, Sharding
 
 Value = TypeVar("Value")
 

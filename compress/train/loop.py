@@ -30,7 +30,7 @@ from compress.train.sharded import TeamCheckpoints
 from compress.train.sharding import DIVIDED
 from compress.train.stopping import Stopping
 from compress.train.tasks import ROWS_AT_ONCE
-from compress.train.team_memory import GpuMemory, TeamTraining
+from compress.train.team_memory import Account, GpuMemory, TeamTraining
 from compress.train.tied import lookups_add_their_rows
 from compress.train.training import Training
 from compress.train.watch import Watch
@@ -49,12 +49,14 @@ def fit(
     data: Rows,
     settings: TrainingSettings,
     context: Context,
+    account: Account,
     watch: Watch | None = None,
 ) -> dict[str, JsonValue]:
     """Train `student`, in place, by an objective that holds it; return the step's facts and its curve.
 
     objective: ``(Batch) -> (summed loss, number of tokens it is of)``. The student's weights are fp32 and stay so.
-    `watch` looks at it on the way and may end it early. Work is kept in ``context.partial`` and taken up from there.
+    `account`: of memory, by which a team divides. `watch` looks at it on the way and may end it early. Work is kept in
+    ``context.partial`` and taken up from there.
     Raises `StepFailed` when the loss is not finite in several steps in a row, when nothing is to be learned, or memory
     is too small for one sequence.
     """
@@ -79,7 +81,7 @@ def fit(
         if not team.is_launched and read(schedule.batch_sequences).positions is not None:
             check_documents_apart(student)
         if team.is_launched:
-            together = TeamTraining(objective, student, read, settings, schedule, GpuMemory())
+            together = TeamTraining(objective, student, read, settings, schedule, GpuMemory(), account)
             numerics, sharding = together.divide(numerics, is_new)
             if team.leads:
                 keep(context.partial, numerics)

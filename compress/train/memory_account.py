@@ -16,6 +16,7 @@ from compress.records import MemoryItem, ModelSpec, TensorSpec
 from compress.train.activations import Activations, activations
 from compress.train.adapters import linear_layers
 from compress.train.settings import TrainingSettings
+from compress.train.sharding import DIVIDED, Sharding
 
 WEIGHT_BYTES = 4
 """A parameter, trained or not: the student is fp32. A gradient, too."""
@@ -74,11 +75,18 @@ class Conditions:
     in_bf16: bool
     on_processor: bool
     devices: int = 1
-    """Among how many everything is shared out."""
+    """How many work together."""
+    sharding: Sharding = DIVIDED
+    """How models are divided among them."""
 
     @property
     def tokens(self) -> int:
         return self.micro_batch * self.sequence_length
+
+    @property
+    def shards(self) -> int:
+        """Into how many parts what is divided is divided."""
+        return self.devices // self.sharding.num_replicas
 
 
 def account(
@@ -90,7 +98,7 @@ def account(
 ) -> tuple[MemoryItem, ...]:
     """Return what each device holds at the peak of a step. Their sum is the peak."""
     held = _state(spec, settings, num_trained, teaching, conditions)
-    held += _gathered(spec, teaching, conditions)
+    held += _gathered(spec, settings, num_trained, teaching, conditions)
     held += waiting(spec, conditions)
     moments = at_the_loss(spec, settings, teaching, conditions), in_a_layer(spec, conditions)
     items = [item for item in (*held, *max(moments, key=total)) if item.num_bytes]
@@ -154,14 +162,19 @@ def _state(
         f"optimizer's moments ({settings.optimizer})": moment_bytes(spec, settings, num_trained),
     }
     if teaching is not None and teaching.is_beside(conditions.on_processor):
-        whole = conditions.devices if teaching.precision in ROUNDED_BYTES else 1
+        whole = conditions.shards if _is_whole(teaching, conditions) else 1
         kept = "" if teaching.precision == "auto" else f", {teaching.precision}"
         held[f"teacher's weights{kept}"] = whole * teacher_bytes(teaching, conditions.in_bf16)
     elif teaching is not None and teaching.device == "offload":
         held["teacher's embedding, head and two of its layers"] = _offloaded_bytes(
             teaching, conditions.in_bf16
         )
-    return [MemoryItem(name=name, num_bytes=num // conditions.devices) for name, num in held.items()]
+    return [MemoryItem(name=name, num_bytes=num // conditions.shards) for name, num in held.items()]
+
+
+def _is_whole(teaching: Teaching, conditions: Conditions) -> bool:
+    """Whether each process holds all of the teacher."""
+    return conditions.sharding.whole_teacher or teaching.precision in ROUNDED_BYTES
 
 
 def _offloaded_bytes(teaching: Teaching, in_bf16: bool) -> int:
@@ -171,7 +184,13 @@ def _offloaded_bytes(teaching: Teaching, in_bf16: bool) -> int:
     return round(share * (outside + 2 * _layer_parameters(teaching.spec)))
 
 
-def _gathered(spec: ModelSpec, teaching: Teaching | None, conditions: Conditions) -> list[MemoryItem]:
+def _gathered(
+    spec: ModelSpec,
+    settings: TrainingSettings,
+    num_trained: int,
+    teaching: Teaching | None,
+    conditions: Conditions,
+) -> list[MemoryItem]:
     """Return what a process of a team holds whole at a time: what is outside the layers, and the layer in use."""
     if conditions.devices == 1:
         return []
@@ -182,8 +201,12 @@ def _gathered(spec: ModelSpec, teaching: Teaching | None, conditions: Conditions
         "embedding and head gathered, with gradients": 2 * WEIGHT_BYTES * outside,
         "layers gathered: one in use, one on its way, a gradient in fp32": (2 * width + 4) * layer,
     }
-    if teaching is not None and teaching.precision not in ROUNDED_BYTES:
-        shared = 1 - 1 / conditions.devices
+    if conditions.sharding.reduces_once:
+        # Outside the layers they are whole in any case; adapters are inside.
+        learning = num_trained - outside if settings.lora is None else num_trained
+        found["a step's gradients, divided only at its end"] = WEIGHT_BYTES * learning
+    if teaching is not None and not _is_whole(teaching, conditions):
+        shared = 1 - 1 / conditions.shards
         theirs = sum(tensor.num_bytes for tensor in outside_layers(teaching.spec))
         found["teacher's embedding and head"] = round(shared * theirs)
     return [MemoryItem(name=name, num_bytes=num) for name, num in found.items()]

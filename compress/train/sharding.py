@@ -3,24 +3,13 @@
 Sharding trades traffic for memory. Where there is room it is spent on what saves most traffic for its bytes: a replica
 of everything on each of several machines (HSDP: weights are gathered inside the machine, and gradients cross the
 network once a step), then a whole teacher, which is never gathered, then a step's gradients kept whole and summed over
-all once, at its end. What there is room for is reckoned before anything is divided, by what models and settings say.
+all once, at its end. What there is room for is reckoned before anything is divided (`compress.train.memory_account`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
-from transformers import PreTrainedModel
-
 from compress.records import JsonValue
-from compress.train.cost import activation_bytes_per_token
-
-STATE_BYTES = 16
-"""A trained parameter with gradient and AdamW's two moments, in fp32."""
-HEAD_BYTES = 2 * 2**30
-"""A group of logits with its gradient, the teacher's beside it, and the tensors of a tile (`compress.train.fused`)."""
-CONTEXT_BYTES = 2**30
-"""Buffers of the processes' communication, and kernels."""
 
 
 @dataclass(frozen=True)
@@ -50,66 +39,6 @@ DIVIDED = Sharding()
 """Among all processes, in fp32: as a processor's team in fp32 does."""
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What an objective's models hold, in elements for the student and bytes for the teacher."""
-
-    trained: int
-    frozen: int
-    outside: int
-    """Of the student's, those outside its layers (embeddings, head): gathered throughout, with their gradients."""
-    largest_layer: int
-    teacher_bytes: int = 0
-    teacher_outside_bytes: int = 0
-    """Of the teacher's, those outside its layers: never divided."""
-
-    @classmethod
-    def of(cls, objective: nn.Module) -> "Sizes":
-        """Return the sizes of an objective's models, be they opened or outlined."""
-        student: PreTrainedModel = objective.student
-        teachers = [model for model in models_of(objective) if model is not student and is_sharded(model)]
-        inside = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(student)]
-        parameters = list(student.parameters())
-        return cls(
-            trained=sum(p.numel() for p in parameters if p.requires_grad),
-            frozen=sum(p.numel() for p in parameters if not p.requires_grad),
-            outside=sum(p.numel() for p in parameters) - sum(inside),
-            largest_layer=max(inside, default=0),
-            teacher_bytes=sum(map(_num_bytes, teachers)),
-            teacher_outside_bytes=sum(
-                _num_bytes(model) - sum(map(_num_bytes, layers_of(model))) for model in teachers
-            ),
-        )
-
-
-def held_bytes(sizes: Sizes, sharding: Sharding, num_processes: int) -> int:
-    """Return what a process holds of models, gradients and optimizer at most, activations apart."""
-    num_shards = num_processes // sharding.num_replicas
-    width = 2 if sharding.gathers_bf16 else 4
-    held = (STATE_BYTES * sizes.trained + 4 * sizes.frozen) // num_shards
-    held += 8 * sizes.outside  # gathered, and their gradients
-    held += 2 * sizes.outside if sharding.gathers_bf16 else 0  # of which the head is copied
-    held += (
-        2 * width + 4
-    ) * sizes.largest_layer  # one in use, the next on its way, a gradient summed in fp32
-    if sharding.reduces_once:
-        held += 4 * (
-            sizes.trained if sizes.frozen else sizes.trained - sizes.outside
-        )  # adapters are in layers
-    inside = sizes.teacher_bytes - sizes.teacher_outside_bytes
-    return held + sizes.teacher_outside_bytes + (inside if sharding.whole_teacher else inside // num_shards)
-
-
-def working_bytes(student: PreTrainedModel, tokens: int, recompute: bool) -> int:
-    """Return about what a forward and a backward pass of so many tokens take beside what is held."""
-    config = student.config.to_dict()
-    kept = tokens * activation_bytes_per_token(config)
-    layers = max(1, len(layers_of(student)))
-    if recompute:  # the inputs of layers, in fp32, and all of one layer
-        kept = tokens * 4 * layers * int(student.config.hidden_size) + kept // layers
-    return kept + HEAD_BYTES + CONTEXT_BYTES
-
-
 def candidates(gathers_bf16: bool, num_machines: int, has_teacher: bool) -> list[Sharding]:
     """Return the ways to divide, those that take least traffic first."""
     found = []
@@ -121,27 +50,6 @@ def candidates(gathers_bf16: bool, num_machines: int, has_teacher: bool) -> list
     return found
 
 
-def roomiest(sizes: Sizes, ways: Sequence[Sharding], num_processes: int, available: float) -> Sharding:
-    """Return the first of the ways that fits into so many bytes, the last where none does."""
-    fitting = (way for way in ways if held_bytes(sizes, way, num_processes) <= available)
-    return next(fitting, ways[-1])
-
-
-def models_of(objective: nn.Module) -> list[PreTrainedModel]:
-    """Return the models an objective holds."""
-    return [child for child in objective.children() if isinstance(child, PreTrainedModel)]
-
-
-def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """Return a model's layers: what is gathered together."""
-    names = set(model._no_split_modules or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
-
-
-def is_sharded(model: PreTrainedModel) -> bool:
-    """Whether a model can be divided: one in 8 or 4 bits holds more than parameters, and is small."""
-    return all(parameter.is_floating_point() for parameter in model.parameters())
-
-
-def _num_bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+def roomiest(ways: Sequence[Sharding], fits: Callable[[Sharding], bool]) -> Sharding:
+    """Return the first of the ways that fits, the last where none does."""
+    return next(filter(fits, ways), ways[-1])

@@ -16,10 +16,10 @@ from compress.plugins import Context
 from compress.records import Artifact, ModelSpec, Outcome
 from compress.train.chat_template import hand_on_template
 from compress.train.checkpoint import Abandoned
-from compress.train.cost import account_in_words
+from compress.train.cost import account_in_words, num_trained
 from compress.train.distributed import Team, load_at_leader, whole_weights, without_weights
 from compress.train.loop import fit
-from compress.train.memory_account import Teaching
+from compress.train.memory_account import Teaching, account
 from compress.train.settings import Lora, TrainingSettings
 from compress.train.tasks import WatchedTasks
 from compress.train.watch import Watch
@@ -47,10 +47,12 @@ def train_student(
     data = PackedTokens.open(context.inputs["data"].path)
     _tell_if_little(data, settings, context)
     watch = _watch(parent, settings, context)
+    spec = read_spec(parent.path)
+    held = partial(account, spec, settings, num_trained(spec, settings), teaching)
     try:
-        facts = fit(objective(student), student, data, settings, context, watch)
+        facts = fit(objective(student), student, data, settings, context, held, watch)
     except DoesNotFit as error:
-        told = account_in_words(read_spec(parent.path), settings, teaching, data.sequence_length)
+        told = account_in_words(spec, settings, teaching, data.sequence_length)
         raise DoesNotFit(f"{error}. {told}") from error
     if Team.current().is_launched:
         weights = whole_weights(student)
@@ -62,7 +64,7 @@ def train_student(
         del weights  # lest they stay beside what they are stored as
     if merge:
         merge()
-    _store_like(read_spec(parent.path), student.to("cpu"))
+    _store_like(spec, student.to("cpu"))
     save_model(student, context.folder, like=parent.path)
     hand_on_template(context.inputs["data"].path, parent.path, context)
     copy_map(parent.path, context.folder)

@@ -5,7 +5,7 @@ every trial, none is made of a size that smaller ones do not promise to fit, and
 with the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,27 +16,21 @@ from transformers import PreTrainedModel
 from compress.data.batch import Batch
 from compress.errors import StepFailed, is_out_of_memory
 from compress.quantities import format_memory
+from compress.records import MemoryItem
 from compress.train.distributed import Team, shard, summed_as
+from compress.train.layers import models_of
 from compress.train.memory import FEW_TOKENS, MOST_TOKENS, SHARE, recompute_activations
+from compress.train.memory_account import MOMENT_BYTES, Conditions, total
 from compress.train.numerics import Numerics
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
-from compress.train.sharding import (
-    Sharding,
-    Sizes,
-    candidates,
-    held_bytes,
-    models_of,
-    roomiest,
-    working_bytes,
-)
+from compress.train.sharding import Sharding, candidates, roomiest
 
-CLEAR = 0.75
-"""Activations are kept where the account says that no more of the memory is taken: it is an estimate."""
-MOMENT_BYTES = 8
-"""A trained parameter's AdamW moments, which are not there yet when sizes are tried."""
 TRIED_BATCHES = 2
 """The second beside the gradients of the first, as in a long batch."""
+
+Account = Callable[[Conditions], Sequence[MemoryItem]]
+"""Tells what each device holds at the peak of a step of the models that are trained."""
 
 
 class DeviceMemory(Protocol):
@@ -77,6 +71,7 @@ class TeamTraining:
     settings: TrainingSettings
     schedule: Schedule
     memory: DeviceMemory
+    account: Account
 
     def divide(self, numerics: Numerics, is_new: bool) -> tuple[Numerics, Sharding]:
         """Divide the models among the processes; return what all compute by, and how they are divided.
@@ -89,22 +84,17 @@ class TeamTraining:
             sharding = Sharding(gathers_bf16=numerics.precision == "bf16")
             shard(self.objective, numerics.device, sharding)
             return numerics, sharding
-        # A teacher in 8 or 4 bits is there already.
-        spare = team.least(self.memory.available() - self.memory.taken_by(lambda: None)[0])
-        sharding = self._sharding(numerics, team, spare)
+        available = team.least(self.memory.available())
+        sharding = self._sharding(numerics, available)
         if is_new and self.settings.checkpoint_activations == "auto":
-            recompute = not self.keeps_activations(sharding, spare)
+            recompute = not self.keeps_activations(numerics, sharding, available)
             numerics = numerics.model_copy(update={"checkpoint_activations": recompute})
         shard(self.objective, numerics.device, sharding)
         return (self.tried(numerics, sharding) if is_new else numerics), sharding
 
-    def keeps_activations(self, sharding: Sharding, spare: float) -> bool:
+    def keeps_activations(self, numerics: Numerics, sharding: Sharding, available: float) -> bool:
         """Whether activations are kept rather than recomputed, before anything is tried: what may not fit is not."""
-        if not self._can_recompute:
-            return True
-        working = working_bytes(self.student, self._few_tokens, recompute=False)
-        held = held_bytes(Sizes.of(self.objective), sharding, Team.current().size)
-        return held + working <= CLEAR * spare
+        return not self._can_recompute or self._needs(numerics, sharding, recompute=False) <= available
 
     def tried(self, numerics: Numerics, sharding: Sharding) -> Numerics:
         """Return the numerics with a micro-batch that fits in every process, found by trying from below.
@@ -136,20 +126,30 @@ class TeamTraining:
             return self._tried(recomputed, sharding)
         raise StepFailed(_too_small(asked or 1, f"{format_memory(trial.most)} is needed on each card"))
 
-    def _sharding(self, numerics: Numerics, team: Team, spare: float) -> Sharding:
+    def _sharding(self, numerics: Numerics, available: float) -> Sharding:
         others = [model for model in models_of(self.objective) if model is not self.student]
-        ways = candidates(numerics.precision == "bf16", team.num_machines, bool(others))
-        working = working_bytes(self.student, self._few_tokens, recompute=True)
-        return roomiest(Sizes.of(self.objective), ways, team.size, spare - working)
+        ways = candidates(numerics.precision == "bf16", Team.current().num_machines, bool(others))
+        recompute = self._can_recompute and self.settings.checkpoint_activations is not False
+        return roomiest(ways, lambda way: self._needs(numerics, way, recompute) <= available)
+
+    def _needs(self, numerics: Numerics, sharding: Sharding, recompute: bool) -> int:
+        """Return what each card holds by the account that was planned with, for rows that are worth a pass."""
+        length = self.schedule.sequence_length
+        rows = self.settings.micro_batch or max(1, FEW_TOKENS // length)
+        conditions = Conditions(
+            sequence_length=length,
+            micro_batch=min(rows, self._most_rows),
+            recompute=recompute,
+            in_bf16=numerics.precision == "bf16",
+            on_processor=numerics.device == "cpu",
+            devices=Team.current().size,
+            sharding=sharding,
+        )
+        return total(self.account(conditions))
 
     @property
     def _can_recompute(self) -> bool:
         return bool(self.student.supports_gradient_checkpointing)
-
-    @property
-    def _few_tokens(self) -> int:
-        length = self.schedule.sequence_length
-        return self.settings.micro_batch * length if self.settings.micro_batch else max(FEW_TOKENS, length)
 
     @property
     def _most_rows(self) -> int:
@@ -187,7 +187,8 @@ class _Trial:
         # Asked now: what the processes' communication takes is gone by now.
         self._available = Team.current().least(training.memory.available())
         trained = (p for p in training.student.parameters() if p.requires_grad)
-        self._later = MOMENT_BYTES * sum(_num_local(p) for p in trained)
+        moments = MOMENT_BYTES[training.settings.optimizer]
+        self._later = moments * sum(_num_local(p) for p in trained)  # they are not there yet
         self.most = 0.0
         """The bytes that the last trial took, in the process where it took most."""
 

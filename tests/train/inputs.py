@@ -10,12 +10,18 @@ from compress.data.batch import Batch
 from compress.data.tokenizer import Config as TokenizerConfig
 from compress.models.checkpoint import quiet
 from compress.models.spec import read_spec
-from compress.records import Artifact
+from compress.records import Artifact, MemoryItem
+from compress.train.memory_account import Conditions
 from tests.fakes import FakeContext
 from tests.models.tiny import tiny_model
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
 SMALL |= {"num_key_value_heads": 2, "head_dim": 8}
+
+
+def no_account(conditions: Conditions) -> tuple[MemoryItem, ...]:
+    """For a training by one process: only a team divides by an account."""
+    raise NotImplementedError
 
 
 class InMemory:

@@ -15,7 +15,7 @@ from compress.train.settings import TrainingSettings
 from compress.train.training import Training
 from tests.fakes import FakeContext
 from tests.models.tiny import tiny_model
-from tests.train.inputs import SMALL, InMemory, countable_ids
+from tests.train.inputs import SMALL, InMemory, countable_ids, no_account
 
 DATA = InMemory(countable_ids())
 
@@ -53,7 +53,7 @@ def train(tmp_path, objective_of=NextToken, data=DATA, **settings):
     student = tiny_model("llama", **SMALL)
     context = FakeContext(tmp_path / "result", seed=7)
     objective: nn.Module = objective_of(student)
-    return student, fit(objective, student, data, settings, context), context
+    return student, fit(objective, student, data, settings, context, no_account), context
 
 
 def gradients(micro_batch: int, dtype: torch.dtype) -> list[torch.Tensor]:

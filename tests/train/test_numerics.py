@@ -23,7 +23,7 @@ from compress.train.settings import TrainingSettings
 from compress.train.training import Training
 from tests.fakes import FakeContext
 from tests.models.tiny import tiny_model
-from tests.train.inputs import SMALL, context, parent
+from tests.train.inputs import SMALL, context, no_account, parent
 from tests.train.test_loop import DATA, OnlyInAnyOrder
 from tests.train.test_resume import DiesAt, Killed
 
@@ -154,7 +154,7 @@ def test_an_operation_of_either_pass_without_one_order_ends_the_claim_and_is_kep
 
     given = FakeContext(tmp_path / "result", seed=7)
     student = tiny_model("llama", **SMALL)
-    facts = fit(Noting(student), student, DATA, SETTINGS, given)
+    facts = fit(Noting(student), student, DATA, SETTINGS, given, no_account)
     said = f"on this GPU {name} sums in any order"
     assert kept[0] == "" and set(kept[1:]) == {said} and facts["bit_exact_ended_by"] == said
 

@@ -12,7 +12,7 @@ from compress.train.objective import NextToken
 from compress.train.settings import TrainingSettings
 from tests.fakes import FakeContext
 from tests.models.tiny import tiny_model
-from tests.train.inputs import SMALL, InMemory, countable_ids
+from tests.train.inputs import SMALL, InMemory, countable_ids, no_account
 from tests.train.test_attention import inputs_of_kernels
 
 LENGTHS = [5, 8, 3]
@@ -31,7 +31,7 @@ DATA = Packed(countable_ids())
 
 def train(student, folder, **settings):
     settings = TrainingSettings(tokens=16 * 8, batch_tokens=16 * 4, precision="fp32", **settings)
-    return fit(NextToken(student), student, DATA, settings, FakeContext(folder, seed=7))
+    return fit(NextToken(student), student, DATA, settings, FakeContext(folder, seed=7), no_account)
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -14,13 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compress.distill.divergences import named
 from compress.distill.objective import Distillation, Recipe
+from compress.models.layout import spec_from_config
 from compress.train import step
 from compress.train.distributed import Team, load_at_leader, reshard, shard, summed_as
+from compress.train.layers import layers_of
 from compress.train.lora import add_adapters
 from compress.train.memory import recompute_activations
-from compress.train.settings import Lora
-from compress.train.sharding import Sharding, Sizes, candidates, held_bytes, layers_of, roomiest
+from compress.train.memory_account import Conditions, Teaching, account, outside_layers
+from compress.train.settings import Lora, TrainingSettings
+from compress.train.sharding import Sharding, candidates, roomiest
 from tests.fakes import Stopped, StopsAfter
+from tests.models.tiny import tiny_config
 from tests.train.inputs import InMemory, context, countable_ids, parent
 
 PLAIN = Sharding()
@@ -81,7 +85,6 @@ def measured(folder: Path, sharding: Sharding, *, bf16: bool, recompute: bool = 
     objective = build(folder, lora)
     student = objective.student.train()
     shapes = {p.shape for layer in layers_of(student) for p in layer.parameters() if p.ndim == 2}
-    sizes = Sizes.of(objective)
     shard(objective, "cpu", sharding)
     recompute_activations(student, recompute)
     if not lora:
@@ -112,7 +115,6 @@ def measured(folder: Path, sharding: Sharding, *, bf16: bool, recompute: bool = 
         "loss": total,
         "held_out": held_out,
         "local": local,
-        "account": held_bytes(sizes, sharding, dist.get_world_size()),
         "grads": grads,
     }
 
@@ -222,36 +224,55 @@ def test_replicas_on_several_machines_learn_the_same_and_cross_the_network_once_
         torch.testing.assert_close(replicas["grads"][name], expected, rtol=1e-5, atol=1e-5)
 
 
-SIZES = Sizes(
-    trained=4_034_595_840,
-    frozen=0,
-    outside=2 * 128_256 * 3072 + 3072,
-    largest_layer=101_000_000,
-    teacher_bytes=16_060_522_496,
-    teacher_outside_bytes=2 * 2 * 128_256 * 4096,
-)
-"""An 8B teacher and a student of half its size."""
+LLAMA = {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+LLAMA |= {"vocab_size": 128_256, "tie_word_embeddings": False}
+TEACHER = spec_from_config(tiny_config("llama", **LLAMA, hidden_size=4096, intermediate_size=14336), "BF16")
+STUDENT = spec_from_config(tiny_config("llama", **LLAMA, hidden_size=3072, intermediate_size=9216), "BF16")
+"""Eight billion parameters, and a student of half as many."""
+
+
+def held(sharding: Sharding, num_processes: int) -> dict[str, int]:
+    """What each card holds, for a row of 4,096 tokens."""
+    conditions = Conditions(
+        sequence_length=4096,
+        micro_batch=1,
+        recompute=True,
+        in_bf16=True,
+        on_processor=False,
+        devices=num_processes,
+        sharding=sharding,
+    )
+    settings = TrainingSettings(tokens=1)
+    items = account(STUDENT, settings, STUDENT.num_parameters, Teaching(TEACHER), conditions)
+    return {item.name: item.num_bytes for item in items}
 
 
 def test_what_saves_most_traffic_is_chosen_where_there_is_room():
     def chosen(num_processes, num_machines, gigabytes):
-        return roomiest(SIZES, candidates(True, num_machines, True), num_processes, gigabytes * 1e9)
+        def fits(way):
+            return sum(held(way, num_processes).values()) <= gigabytes * 1e9
 
-    assert chosen(8, 1, 60) == Sharding(True, 1, whole_teacher=True, reduces_once=True)
-    assert chosen(8, 1, 40) == Sharding(True, 1, whole_teacher=True)
-    assert chosen(8, 1, 20) == chosen(8, 1, 0) == Sharding(True)
-    assert chosen(16, 2, 60) == Sharding(True, 2, whole_teacher=True, reduces_once=True)
-    assert chosen(2, 2, 55) == Sharding(True, 1), "a machine of one card cannot hold all of it"
+        return roomiest(candidates(True, num_machines, True), fits)
+
+    assert chosen(8, 1, 70) == Sharding(True, 1, whole_teacher=True, reduces_once=True)
+    assert chosen(8, 1, 45) == Sharding(True, 1, whole_teacher=True)
+    assert chosen(8, 1, 30) == chosen(8, 1, 0) == Sharding(True)
+    assert chosen(16, 2, 70) == Sharding(True, 2, whole_teacher=True, reduces_once=True)
+    assert chosen(2, 2, 60) == Sharding(True, 1), "a machine of one card cannot hold all of it"
 
 
-def test_what_is_held_adds_up():
-    divided = held_bytes(SIZES, BF16, 8)
-    state, outside = 16 * SIZES.trained // 8, 10 * SIZES.outside
-    teacher = SIZES.teacher_outside_bytes + (SIZES.teacher_bytes - SIZES.teacher_outside_bytes) // 8
-    assert divided == state + outside + 8 * SIZES.largest_layer + teacher
-    assert held_bytes(SIZES, WHOLE, 8) - divided == SIZES.teacher_bytes - teacher
-    assert held_bytes(SIZES, ONCE, 8) - divided == 4 * (SIZES.trained - SIZES.outside)
-    assert held_bytes(SIZES, REPLICAS, 8) - divided > state - 1e6
+def test_each_way_of_dividing_has_its_account():
+    divided, whole, once, replicas = (held(way, 8) for way in (BF16, WHOLE, ONCE, REPLICAS))
+    state = ["student's weights (fp32)", "gradients (fp32)", "optimizer's moments (adamw)"]
+    assert sum(divided[name] for name in state) == pytest.approx(16 * STUDENT.num_parameters / 8)
+    assert sum(replicas[name] for name in state) == pytest.approx(16 * STUDENT.num_parameters / 4)
+    taught = "teacher's weights"
+    assert divided[taught] == TEACHER.weight_bytes // 8 and whole[taught] == TEACHER.weight_bytes
+    assert "teacher's embedding and head" in divided.keys() - whole.keys()
+    outside = sum(tensor.num_elements for tensor in outside_layers(STUDENT))
+    gradients = once["a step's gradients, divided only at its end"]
+    assert gradients == 4 * (STUDENT.num_parameters - outside)
+    assert "a step's gradients, divided only at its end" not in divided
 
 
 def test_without_a_teacher_none_is_kept_whole():
