@@ -68,7 +68,7 @@ class ChatTemplate:
                 "give the path of one as `chat_template` beside the source"
             ) from error
         check_template(written, "the tokenizer's chat template" if template is None else "the chat template")
-        self._template = _dated(written)
+        self._template = dated(written)
         self._marks_answers = bool(_GENERATION.search(self._template))
         self._names = tokenizer.special_tokens_map
         self._specials = tuple(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
@@ -134,7 +134,7 @@ class ChatTemplate:
         return texts[0], spans[0] if marks else []
 
 
-def _dated(template: str) -> str:
+def dated(template: str) -> str:
     """Return a template to which it is always `TODAY`.
 
     transformers gives templates a ``strftime_now`` that asks the clock, and lets no function be passed in its place. A

@@ -31,9 +31,9 @@ class Answers:
     """What picking options at random scores; None where there are none to pick from."""
 
 
-def answer(lm: BackendLM, name: str, leaves: Leaves, samples: int | None) -> Answers:
-    """Let the model answer one requested task."""
-    logged = run_tasks(lm, name, leaves, samples)
+def answer(lm: BackendLM, name: str, leaves: Leaves, samples: int | None, as_chat: bool = False) -> Answers:
+    """Let the model answer one requested task, asked as a chat or as plain text."""
+    logged = run_tasks(lm, name, leaves, samples, as_chat=as_chat)
     items = [_item(name, leaf, sample) for leaf, sample in logged]
     task, scored = leaves[logged[0][0]], scores(logged, leaves)
     # What `accuracy` is of needs no second line.

@@ -48,6 +48,8 @@ class Config(StepConfig):
     """Items of each task, the same ones for every model; all when not given."""
     few_shot: int | None = Field(default=None, ge=0)
     """Solved examples before each item; each task's own number when not given."""
+    chat_template: bool = False
+    """Whether items are asked as a chat, by the tokenizer's template, each example in turns of its own."""
     batch_size: int = Field(default=64, ge=1)
     """Rows at once. Part of the result (the last bits differ), so the same for every model."""
     task_folder: Path | None = None
@@ -89,7 +91,8 @@ def _written(spec: ModelSpec, batch: int, length: EvaluationLength) -> Work:
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:
     """Return `accuracy` a task and its mean, other metrics under lm-eval's names, and the paired changes.
 
-    Raises `InputError` for unknown tasks and for few-shot examples that would leak answers.
+    Raises `InputError` for unknown tasks, for few-shot examples that would leak answers, and where a chat is asked for
+    of a tokenizer without a template.
     """
     from compress.backends.interface import OpenOptions
     from compress.backends.opening import open_artifact
@@ -112,7 +115,9 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
 
     ends = end_ids(artifact.path)
     lm = BackendLM(backend, load_tokenizer(artifact.path), config.batch_size, on_progress, ends)
-    answers = [answer(lm, name, leaves, config.samples) for name, leaves in tasks.items()]
+    answers = [
+        answer(lm, name, leaves, config.samples, config.chat_template) for name, leaves in tasks.items()
+    ]
     _write_generations(lm, config, context.folder)
     for said in lm.gave_way:
         context.warn(said)

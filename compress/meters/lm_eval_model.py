@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from compress.backends.interface import Backend
+from compress.data.chat import dated
 from compress.errors import InputError
 from compress.meters.divergence import chunk_positions
 from compress.meters.halving import halved, said
@@ -83,6 +85,40 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         if bos is None and eos is None:
             raise InputError("the tokenizer has neither a beginning- nor an end-of-sequence token")
         return int(eos if bos is None else bos)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What lm-eval would name rendered requests by, if it kept them."""
+        return str(self.tokenizer.name_or_path)
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Return a conversation as the tokenizer's chat template writes it; to a template it is always the same day.
+
+        Raises `InputError` for a tokenizer without one. A template without a system's turn is given none.
+        """
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                "evaluate: `chat_template: true`, and the model's tokenizer has no chat template. A pretrained model "
+                "has none: leave it out"
+            )
+        template = dated(self.tokenizer.get_chat_template())
+        heard = [message for message in chat_history if message["role"] != "system"]
+        for history in (chat_history, heard):
+            try:
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        history,
+                        chat_template=template,
+                        tokenize=False,
+                        add_generation_prompt=add_generation_prompt,
+                        continue_final_message=not add_generation_prompt,
+                    )
+                )
+            except TemplateError as error:
+                refused = error
+        raise InputError(f"the model's chat template refuses a task's item: {refused}") from refused
 
     def loglikelihood(self, requests: list[Instance], **_: Any) -> list[tuple[float, bool]]:
         return self._answer(self._pairs([request.args for request in requests]))

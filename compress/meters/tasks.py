@@ -73,11 +73,17 @@ def choose_items(sizes: Mapping[str, int], samples: int | None, name: str) -> di
 
 
 def run_tasks(
-    lm: BackendLM, name: str, leaves: Leaves, samples: int | None, part: tuple[int, int] = (0, 1)
+    lm: BackendLM,
+    name: str,
+    leaves: Leaves,
+    samples: int | None,
+    part: tuple[int, int] = (0, 1),
+    as_chat: bool = False,
 ) -> list[Logged]:
     """Let the model answer the chosen items of one requested task, always in the same order.
 
     `part`: of so many parts (the second number) that one alone; `in_order` puts the parts of a task together.
+    `as_chat`: asked by the tokenizer's chat template, each solved example in turns of its own.
     """
     sizes = {leaf: len(task.eval_docs) for leaf, task in leaves.items()}
     chosen = _part_of(choose_items(sizes, samples, name), *part)
@@ -86,7 +92,15 @@ def run_tasks(
     used = {leaf: leaves[leaf] for leaf in chosen}
     # lm-eval looks every index up in the list: where all items are used, give it none.
     partial = {leaf: indices for leaf, indices in chosen.items() if len(indices) < sizes[leaf]}
-    results = evaluate(lm=lm, task_dict={"tasks": used}, samples=partial, bootstrap_iters=0, log_samples=True)
+    results = evaluate(
+        lm=lm,
+        task_dict={"tasks": used},
+        samples=partial,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=as_chat,
+        fewshot_as_multiturn=as_chat,
+    )
     return [(leaf, sample) for leaf, samples in results["samples"].items() for sample in samples]
 
 

@@ -1,28 +1,20 @@
-"""From a validated pipeline to its plan: names become edges, settings become keys and exact sizes.
-
-Measurements take their settings from the pipeline's sections by name: a field of `measure.latency`'s `Config` called
-``batch_sizes`` is ``profile: batch_sizes``.
-"""
+"""From a validated pipeline to its plan: names become edges, settings become keys and exact sizes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from compress import plugins
-from compress.digests import DigestMemo, canonical_digest, folder_content
-from compress.environment import hardware_fingerprint, package_versions
+from compress.digests import DigestMemo, canonical_digest
 from compress.errors import HubUnavailable, InputError
 from compress.pipeline import origin, rivals
-from compress.pipeline.applicable import applicable
 from compress.pipeline.gated import check_gates_are_measured, check_tokens_are_the_originals
 from compress.pipeline.keys import ingredients
+from compress.pipeline.measuring import measure
 from compress.pipeline.plan import Node, Plan, Role
-from compress.pipeline.schema import MEASUREMENTS, Baseline, Evaluate, ModelSource, Pipeline, StepEntry
-from compress.pipeline.sections import Measurement
+from compress.pipeline.schema import Baseline, ModelSource, Pipeline, StepEntry
 from compress.plugins import Measured, PlannedInputs, Prepared, StepConfig
 from compress.records import Artifact, ModelSpec, Work
-
-LAST_STATES = "original/last_states"
 
 
 def make_plan(pipeline: Pipeline, memo: DigestMemo, rehearsal: bool = False, assume: bool = False) -> Plan:
@@ -67,7 +59,7 @@ class Builder:
         check_gates_are_measured(self.pipeline)
         with self._at_shape(self.pipeline.model, "model"):
             origin.add_original(self, self.pipeline.model)
-        self._measure("original")
+        measure(self, "original")
         for index, baseline in enumerate(self.pipeline.baselines):
             with self._at_shape(baseline.source, "baselines", index):
                 self._add_baseline(baseline)
@@ -156,12 +148,12 @@ class Builder:
         source: Any = plugins.load("data.sources", config.source)
         content: dict[str, Any] = config.model_dump(mode="json", exclude={"settings", "chat_template"})
         content["source version"] = source.VERSION
-        with self._at(
+        with self.at(
             "data", name, next((key for key in ("path", "paths") if key in config.settings), "source")
         ):
             content["digest"] = self._digest(name, source, config)
         if config.chat_template is not None:
-            with self._at("data", name, "chat_template"):
+            with self.at("data", name, "chat_template"):
                 content["chat_template"] = plugins.internal("data.files").digest_files(
                     [config.chat_template], self.memo
                 )
@@ -179,7 +171,7 @@ class Builder:
         return digest
 
     @contextmanager
-    def _at(self, *path: str | int) -> Iterator[None]:
+    def at(self, *path: str | int) -> Iterator[None]:
         """Have what is refused inside say where in the file its cause stands."""
         try:
             yield
@@ -194,7 +186,7 @@ class Builder:
             yield
             return
         try:
-            with self._at(*path, key):
+            with self.at(*path, key):
                 yield
         except _Placed as error:
             if isinstance(error.__cause__, HubUnavailable | _Placed):
@@ -213,12 +205,12 @@ class Builder:
             self.add_baseline(baseline.steps)
             return
         origin.add_checkpoint(self, baseline.name, "baseline", baseline.source)
-        self._measure(baseline.name)
+        measure(self, baseline.name)
 
     def add_baseline(self, steps: Sequence[StepEntry]) -> Node:
         """Add a baseline made by steps, with its measurements, and return it."""
         rival = self._make(self._after_links(steps), "baseline")
-        self._measure(rival.name, steps[-1].measure)
+        measure(self, rival.name, steps[-1].measure)
         return rival
 
     def same_model(self, steps: Sequence[StepEntry]) -> Node | None:
@@ -237,7 +229,7 @@ class Builder:
 
     def _add_step(self, step: StepEntry, role: Role) -> None:
         self._make(step, role)
-        self._measure(step.name, step.measure)
+        measure(self, step.name, step.measure)
 
     def _make(self, step: StepEntry, role: Role) -> Node:
         """Add what a step makes and return it; inside a chain, what is there already and the same."""
@@ -364,75 +356,3 @@ class Builder:
         """Return whether the predicted spec is a guess: the shape is measured, here or where it comes from."""
         measures = getattr(module, "shape_is_measured", None)
         return bool(measures and measures(config)) or (parent is not None and self.nodes[parent].is_about)
-
-    def _measure(self, name: str, asked: Sequence[Measurement] = MEASUREMENTS) -> None:
-        """Add what is asked of a model and applies: quality, divergence from the original, latency, memory."""
-        evaluate, profile = self.pipeline.evaluate, self.pipeline.profile
-        if self.rehearsal:
-            evaluate, profile = origin.rehearsal_evaluate(evaluate), origin.rehearsal_profile(profile)
-        is_original = name == "original"
-        original = {} if is_original else {"original": "original"}
-        text = self.add_data(evaluate.text, seed=0)
-        here = {"hardware": hardware_fingerprint()}
-        what, left_out = applicable(self.nodes[name], self.nodes["original"], asked, self.pipeline)
-        self.remarks += left_out
-        if "quality" in what:
-            self._measure_quality(name, evaluate)
-        if "divergence" in what:
-            inputs = {**original, "text": text, **self._add_last_states(evaluate, text)}
-            self._add_measurement(name, "divergence", evaluate, inputs, {})
-        if "latency" in what:
-            rival = rivals.rival_of(name, self.nodes)
-            beside = {**original, "rival": rival} if rival else original
-            self._add_measurement(name, "latency", profile, beside, here)
-        if "memory" in what:
-            self._add_measurement(name, "memory", profile, {}, here)
-
-    def _add_last_states(self, evaluate: StepConfig, text: str) -> dict[str, str]:
-        """Add what divergences need of the original, once; nothing where its states cannot be had apart."""
-        states: Any = plugins.internal("measure.last_states")
-        if self.nodes["original"].kind not in states.ACCEPTS:
-            return {}
-        if LAST_STATES not in self.nodes:
-            config = states.Config(
-                **{key: value for key, value in evaluate if key in states.Config.model_fields}
-            )
-            inputs = {"text": text}
-            self.add(
-                LAST_STATES,
-                "measure.last_states",
-                config,
-                "internal",
-                parent="original",
-                inputs=inputs,
-                seed=0,
-            )
-        return {"states": LAST_STATES}
-
-    def _measure_quality(self, name: str, evaluate: Evaluate) -> None:
-        inputs = {} if name == "original" else {"original_quality": "original/quality"}
-        if evaluate.uses_demo_tasks:
-            inputs["tasks"] = self._add_tasks()
-        with self._at("evaluate", "tasks"):
-            plugins.internal("data.task_names").check_tasks(evaluate.tasks, evaluate.task_folder)
-        asked = package_versions(("lm-eval",))
-        if evaluate.task_folder:
-            asked["task_folder"] = folder_content(evaluate.task_folder, self.memo)
-        self._add_measurement(name, "quality", evaluate, inputs, asked)
-
-    def _add_measurement(
-        self, name: str, what: str, section: StepConfig, inputs: Mapping[str, str], also: Mapping[str, str]
-    ) -> None:
-        use = f"measure.{what}"
-        config_class = plugins.internal(use).Config
-        config = config_class(**{key: value for key, value in section if key in config_class.model_fields})
-        content = {**config.model_dump(mode="json"), **also}
-        self.add(
-            f"{name}/{what}", use, config, "measurement", parent=name, inputs=inputs, seed=0, content=content
-        )
-
-    def _add_tasks(self) -> str:
-        if "data/tasks" not in self.nodes:
-            tasks = plugins.internal("data.tasks")
-            self.add("data/tasks", "data.tasks", tasks.Config(), "data", seed=0)
-        return "data/tasks"

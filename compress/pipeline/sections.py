@@ -180,6 +180,9 @@ class Evaluate(Section):
     """Items of each task to use, the same ones every time; left out: all."""
     few_shot: int | None = Field(default=None, ge=0)
     """Solved examples shown before each item; left out: each task's own number."""
+    chat_template: bool = False
+    """Ask as a chat, by the tokenizer's template, each solved example in turns of its own: for models that were tuned
+    to talk. `false`, as lm-eval has it: the plain text of the task."""
     text: str = "heldout"
     """The name under `data:` on which divergence from the original and perplexity are measured."""
     task_folder: Path | None = None

@@ -58,17 +58,17 @@ def task_folder(tmp_path_factory):
             }
             for i in range(num)
         ]
-        _write(folder, name, documents, CHOICE)
-    _write(folder, "prose", [{"q": "", "text": " ".join(WORDS[i:])} for i in range(4)], PROSE)
-    _write(folder, "written", [{"q": f"say {w}", "text": w} for w in WORDS[:3]], WRITTEN)
+        write_task(folder, name, documents, CHOICE)
+    write_task(folder, "prose", [{"q": "", "text": " ".join(WORDS[i:])} for i in range(4)], PROSE)
+    write_task(folder, "written", [{"q": f"say {w}", "text": w} for w in WORDS[:3]], WRITTEN)
     (folder / "graded_results.py").write_text(PROCESSING)
-    _write(folder, "graded", [{"q": w, "options": WORDS[:3], "gold": 0} for w in WORDS[:6]], GRADED)
-    _write(folder, "twice", [{"q": w, "options": WORDS[:3], "gold": 1} for w in WORDS[:4] * 3], CHOICE)
-    _write(folder, "nats", [{"q": w, "options": WORDS[:2], "gold": 0} for w in WORDS[:6]], NATS)
+    write_task(folder, "graded", [{"q": w, "options": WORDS[:3], "gold": 0} for w in WORDS[:6]], GRADED)
+    write_task(folder, "twice", [{"q": w, "options": WORDS[:3], "gold": 1} for w in WORDS[:4] * 3], CHOICE)
+    write_task(folder, "nats", [{"q": w, "options": WORDS[:2], "gold": 0} for w in WORDS[:6]], NATS)
     pairs = [{"q": w, "options": WORDS[i : i + 2], "gold": 0} for i, w in enumerate(WORDS[:6])]
-    _write(folder, "stereotypes", pairs, STEREOTYPES)
+    write_task(folder, "stereotypes", pairs, STEREOTYPES)
     uneven = [{"q": w, "options": WORDS[i : i + 2 + i % 3], "gold": 0} for i, w in enumerate(WORDS[:6])]
-    _write(folder, "uneven", uneven, UNEVEN)
+    write_task(folder, "uneven", uneven, UNEVEN)
     (folder / "both.yaml").write_text("group: both\ntask: [first, second]\n")
     return folder
 
@@ -126,7 +126,7 @@ def as_crows_pairs_does(doc, results):
 """
 
 
-def _write(folder, name, documents, settings):
+def write_task(folder, name, documents, settings):
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     source = f"task: {name}\ntest_split: test\nmetadata: {{version: 1}}\n"
     hook = "custom_dataset: !function compress.data.tasks.read_documents\n"
