@@ -20,7 +20,7 @@ test: env
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: env
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadscope
 
 # On a machine with a GPU; elsewhere its tests fail. Tests that need two or more are skipped with one.
 test-gpu: env

@@ -56,11 +56,9 @@ def check_plain_transformers(artifact):
     assert torch.equal(*tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(
-    "pipeline",
-    [pytest.param(p, marks=() if p.stem == "quickstart" else pytest.mark.slow, id=p.stem) for p in PIPELINES],
-)
+@pytest.mark.parametrize("pipeline", PIPELINES, ids=lambda path: path.stem)
 def test_a_shipped_pipeline_passes_its_rehearsal(pipeline, tmp_path):
     home = tmp_path / "home"
     result = compress("run", pipeline, "--test", home=home, cwd=tmp_path)
@@ -75,8 +73,7 @@ def test_a_shipped_pipeline_passes_its_rehearsal(pipeline, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-@pytest.mark.parametrize("has_tokenizer", [True, False])
+@pytest.mark.parametrize(("family", "has_tokenizer"), [("llama", False), ("qwen3", True)])
 def test_a_plain_checkpoint_goes_through_init_and_run(family, has_tokenizer, tmp_path):
     home, folder = tmp_path / "home", tmp_path / "checkpoint"
     write_tiny(folder, family)
@@ -84,8 +81,15 @@ def test_a_plain_checkpoint_goes_through_init_and_run(family, has_tokenizer, tmp
         write_byte_tokenizer(folder)
     written = compress("init", folder, "-o", tmp_path / "my.yaml", home=home, cwd=tmp_path)
     assert written.returncode == 0, written.stderr
-    small = ["--set", "steps.recover.tokens=16k", "--set", "evaluate.samples=8"]
-    result = compress("run", tmp_path / "my.yaml", *small, home=home, cwd=tmp_path)
+    small = {
+        "steps.recover.tokens": "16k",
+        "evaluate.samples": 8,
+        "data.recovery.tokens": "20k",
+        "data.calibration.samples": 16,
+        "data.heldout.samples": 8,
+    }
+    smaller = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    result = compress("run", tmp_path / "my.yaml", *smaller, home=home, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = find_run(next(home.glob("runs/*/run.json")).parent.name, home)
     check_record(record, home)

@@ -22,12 +22,12 @@ data:
 evaluate: {tasks: [world_facts], samples: 4}
 profile: {batch_sizes: [1], prompt_tokens: [8], new_tokens: 4, repeats: 2}
 steps:
-  - {name: narrow, use: prune.width, target: {params: 80%}, tokens: 512}
-  - {name: recover, use: distill, tokens: 4096, batch_tokens: BATCH, cache_teacher: {top_k: 16, samples: 8},
-     held_out: heldout, stop_after: 50, precision: fp32LAUNCH}
-  - {name: smaller, use: prune.width, target: {params: 60%}, tokens: 512, from: original}
-  - {name: again, use: distill, tokens: 4096, batch_tokens: BATCH, cache_teacher: {top_k: 16, samples: 8},
-     held_out: heldout, precision: fp32}
+  - {name: narrow, use: prune.width, measure: [], target: {params: 80%}, tokens: 512}
+  - {name: recover, use: distill, measure: [], tokens: 4096, batch_tokens: BATCH,
+     cache_teacher: {top_k: 16, samples: 8}, held_out: heldout, stop_after: 50, precision: fp32LAUNCH}
+  - {name: smaller, use: prune.width, measure: [], target: {params: 60%}, tokens: 512, from: original}
+  - {name: again, use: distill, measure: [], tokens: 4096, batch_tokens: BATCH,
+     cache_teacher: {top_k: 16, samples: 8}, held_out: heldout, precision: fp32}
 """
 
 

@@ -185,7 +185,7 @@ def check_it_goes_on(home, nodes, reached):
     assert text_of(home, nodes[1]) == "ab 300 steps"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_stops_child_and_step_and_a_second_run_goes_on(home, working, number):
     process, nodes, count = working
     began = time.monotonic()

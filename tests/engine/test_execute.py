@@ -218,7 +218,14 @@ def count_file(home, slow):
     return Store(home).partial(slow.key) / "count"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_the_work_and_a_second_run_goes_on_from_it(home, number):
     slow = node("slow", "fake_slow", steps=300)
     # Tests that `nohup` started would hand on that they ignore hang-ups.

@@ -227,7 +227,10 @@ def test_candidates_are_distilled_before_they_are_judged_when_asked(tmp_path):
     assert kinds.count("hf") == 4, "each candidate pruned and distilled"
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma", "qwen3_moe", "phi", "bert"])
+@pytest.mark.parametrize(
+    "family",
+    ["gpt2", "qwen3_moe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma", "phi", "bert"))],
+)
 def test_any_family_can_be_searched(family, tmp_path):
     parent = tiny_parent(tmp_path / "parent", family)
     outcome, _ = searched(parent, tmp_path / "out", target={"params": "75%"}, candidates=2, align={})

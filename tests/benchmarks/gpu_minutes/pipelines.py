@@ -105,7 +105,9 @@ def _kill(file: Path, store: Path) -> bool:
 
 
 def _has_checkpoint(store: Path) -> bool:
-    return any(store.rglob("checkpoint.pt")) or any(store.rglob("sharded-*"))
+    """Whether work is saved anywhere. What the run moves meanwhile is passed over."""
+    names = (name for _, folders, files in os.walk(store) for name in (*folders, *files))
+    return any(name == "checkpoint.pt" or name.startswith("sharded-") for name in names)
 
 
 def _payload(store: Path) -> dict[str, bytes]:
