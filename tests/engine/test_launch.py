@@ -35,8 +35,8 @@ evaluate: {{tasks: [world_facts], samples: 4}}
 profile: {{prompt_tokens: [8], new_tokens: 4, repeats: 1}}
 steps:
   - {{name: taught, use: train, measure: [], tokens: {tokens}, batch_tokens: 960, learning_rate: 2e-3,
-     checkpoint_seconds: 0.2, precision: fp32, held_out: heldout, held_out_rows: 4, tasks: [world_facts], task_samples: 4,
-     stop_after: 50{launch}}}
+     checkpoint_seconds: 0.2, precision: fp32, held_out: heldout, held_out_rows: 4, tasks: [world_facts],
+     task_samples: 4, stop_after: 50{launch}}}
   - {{name: copied, use: distill, measure: [], teacher: taught, from: original, tokens: 8k, batch_tokens: 960,
      learning_rate: 2e-3, precision: fp32{launch}}}
 """
