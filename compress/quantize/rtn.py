@@ -42,14 +42,21 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
-    """Reading, rounding and writing every weight on the processor; the largest tensor in fp32 with its copies."""
-    largest = max(tensor.num_elements for tensor in spec.tensors.values())
+    """Reading, rounding and writing every weight on the processor; the largest tensor in fp32 with its copies.
+
+    What is not rounded, as embeddings are, is only copied.
+    """
+    result = predict(spec, config)
+    rounded = max(
+        (t.num_elements for name, t in spec.tensors.items() if name not in result.tensors), default=0
+    )
+    copied = max((t.num_bytes for name, t in spec.tensors.items() if name in result.tensors), default=0)
     return Work(
         bytes_moved=BYTES_PER_WEIGHT * spec.num_parameters,
         disk_bytes_read=spec.weight_bytes,
         on_processor=True,
-        peak_memory_bytes=16 * largest,
-        disk_bytes=predict(spec, config).weight_bytes,
+        peak_memory_bytes=max(16 * rounded, 2 * copied),
+        disk_bytes=result.weight_bytes,
     )
 
 
