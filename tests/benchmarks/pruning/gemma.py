@@ -1,8 +1,8 @@
-"""What a cut through Gemma's hidden channels needs beside Llama's: four norms a layer, embeddings times sqrt(hidden).
+"""What a cut through Gemma's channels needs beside Llama's: four norms a layer, embeddings times sqrt(hidden).
 
-Gemma multiplies its embeddings by ``sqrt(hidden_size)``, so a smaller size in the configuration changes what every layer
-reads, though no weight changed. `compress` scales the embedding, the norms' gains and their epsilon so that removing
-channels that are zero everywhere is exact; the rival is granted the same, written anew.
+Gemma multiplies its embeddings by ``sqrt(hidden_size)``, so a smaller size in the configuration changes what every
+layer reads, though no weight changed. `compress` scales the embedding, the norms' gains and their epsilon so that
+removing channels that are zero everywhere is exact; the rival is granted the same, written anew.
 
 Shapes: H hidden channels, H' those that stay.
 """
