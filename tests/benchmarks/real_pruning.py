@@ -138,7 +138,7 @@ def _minutes(waiting: list[Point], bench: Bench) -> float:
 
 
 def _seconds(result: Result) -> float:
-    return sum(seconds for name, seconds in result.items() if name.endswith("_seconds"))
+    return float(sum(seconds for name, seconds in result.items() if name.endswith("_seconds")))
 
 
 def _said(result: Result) -> str:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from compress.data.tokens import PackedTokens
 from compress.models.checkpoint import save_model
+from compress.models.layout import layout
 from compress.models.spec import read_spec
 
 from . import minitron
@@ -56,7 +57,7 @@ def by_minitron(
 ) -> dict[str, Any]:
     """Prune by Minitron's scores: activations for widths, block influence for layers, its own search for all."""
     parent, rows_NT, found = _scored(model, calibration)
-    config, facts = _stored_config(model, parent), dict[str, Any]()
+    config, facts = read_spec(model).config, dict[str, Any]()
     if axis == "search":
         whole = Shape.of(config).num_parameters(config)
         judged_NT = rows_NT[: max(1, round(JUDGED_SHARE * len(rows_NT)))]
@@ -97,8 +98,9 @@ def budget(config: dict[str, Any], share: float) -> int:
 
 def num_inside(shape: Shape, config: dict[str, Any]) -> int:
     """Return the number of parameters outside embedding and head."""
-    matrices = 1 if config["tie_word_embeddings"] else 2
-    return shape.num_parameters(config) - matrices * config["vocab_size"] * shape.hidden
+    cut = layout(shape.config(config))
+    matrices = 1 if cut.tied else 2
+    return cut.num_parameters - matrices * cut.vocab * cut.hidden
 
 
 def steps(config: dict[str, Any]) -> dict[str, int]:
@@ -120,14 +122,9 @@ def _scored(model: Path, calibration: Path) -> tuple[PreTrainedModel, Tensor, mi
     return parent, rows_NT, minitron.scores(parent, rows_NT)
 
 
-def _stored_config(model: Path, parent: PreTrainedModel) -> dict[str, Any]:
-    """Return the configuration with what its file leaves to defaults."""
-    return {**parent.config.to_dict(), **read_spec(model).config}
-
-
 def _write(parent: PreTrainedModel, cut: Cut, model: Path, out_folder: Path) -> None:
     """Write the cut model in the dtype that the parent is stored in, as our steps do."""
     stored = {spec.dtype for spec in read_spec(model).tensors.values()}
-    dtype = {"BF16": torch.bfloat16, "F16": torch.float16}.get(*stored, torch.float32)
+    dtype = torch.bfloat16 if stored == {"BF16"} else torch.float32
     out_folder.mkdir(parents=True, exist_ok=True)
     save_model(cut_model(parent, cut).to(dtype), out_folder, like=model)

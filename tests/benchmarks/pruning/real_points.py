@@ -16,7 +16,6 @@ from typing import Any
 
 import own_code
 
-from compress.models.layout import layout
 from compress.models.spec import read_spec
 
 from .cutting import Shape
@@ -114,7 +113,7 @@ class Bench:
         return folder, json.loads(said.read_text(encoding="utf-8"))
 
     def _sizes(self, folder: Path) -> Result:
-        config, before = _config(folder), _config(self.model)
+        config, before = read_spec(folder).config, read_spec(self.model).config
         shape, full = Shape.of(config), Shape.of(before)
         return {
             "parameters": shape.num_parameters(config),
@@ -180,17 +179,12 @@ def rows(found: dict[Point, Result], plan: Plan) -> Iterator[dict[str, Any]]:
                 "kl": round(sum(kl) / len(kl), 5),
                 "unit": "nats/token",
                 "n": len(loss),
-                "rows": plan.row_length,
+                "row_length": plan.row_length,
                 **{name: result[name] for name in ("parameters", "share_of_parameters", "share_inside")},
                 **{name: round(s, 1) for name, s in result.items() if name.endswith("_seconds")},
                 "shape": result["shape"],
                 "excess_loss_by_row": [round(value, 4) for value in loss],
             }
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = layout(read_spec(folder).config).config
-    return {"tie_word_embeddings": True, **config}
 
 
 def _key(decides: list[Any]) -> str:

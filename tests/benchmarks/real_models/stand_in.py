@@ -11,13 +11,13 @@ from compress.models.families import gemma3_text
 SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "vocab_size": 512}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16}
 IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "tie_word_embeddings": True}
-TRAINING = {"tokens": 120_000, "batch_tokens": 1024, "micro_batch": 8, "learning_rate": 5e-3}
+TRAINING = {"tokens": 60_000, "batch_tokens": 1024, "micro_batch": 8, "learning_rate": 5e-3}
 PAGES, DOCUMENTS = 40, 30
 
 
 def make(folder: Path, name: str, heldout: str) -> None:
     """Write a model, held-out text and pages of text into `folder` under the names that a real folder has."""
-    scratch, source = folder / "scratch", {"source": "demo", "sequence_length": 128, "samples": 960}
+    scratch, source = folder / "scratch", {"source": "demo", "sequence_length": 128, "samples": 480}
     tokenizer = scratch / "tokenizer"
     vocabulary = {"vocabulary": SIZES["vocab_size"]}
     run_step("data.tokenizer", scratch, tokenizer, vocabulary, seed=0, kind="tokenizer")
