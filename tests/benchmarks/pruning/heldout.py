@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from compress.models.checkpoint import quiet
@@ -82,7 +82,7 @@ class Heldout:
             kl.append(self._divergence(head, states_TH[:-1:KL_EVERY], original_TH[:-1:KL_EVERY]))
         return RowFigures(loss, kl)
 
-    def _divergence(self, head: torch.nn.Module, states_TH: Tensor, original_TH: Tensor) -> float:
+    def _divergence(self, head: nn.Linear, states_TH: Tensor, original_TH: Tensor) -> float:
         total = 0.0
         for own_CH, original_CH in zip(_chunks(head, states_TH), _chunks(head, original_TH), strict=True):
             log_q_CV, log_p_CV = head(own_CH).log_softmax(-1), self._head(original_CH).log_softmax(-1)
@@ -104,7 +104,7 @@ def _last_states(model: PreTrainedModel, rows_NT: Tensor) -> Tensor:
     return torch.cat([model.base_model(input_ids=ids, use_cache=False).last_hidden_state for ids in parts])
 
 
-def _loss(head: torch.nn.Module, states_TH: Tensor, ids_T: Tensor) -> float:
+def _loss(head: nn.Linear, states_TH: Tensor, ids_T: Tensor) -> float:
     """Return nats a token of one row."""
     total, next_T = 0.0, ids_T[1:]
     for states_CH, next_C in zip(_chunks(head, states_TH[:-1]), _chunks(head, next_T), strict=True):
@@ -114,5 +114,5 @@ def _loss(head: torch.nn.Module, states_TH: Tensor, ids_T: Tensor) -> float:
     return total / len(next_T)
 
 
-def _chunks(head: torch.nn.Module, along_T: Tensor) -> Iterator[Tensor]:
+def _chunks(head: nn.Linear, along_T: Tensor) -> Iterator[Tensor]:
     yield from along_T.split(max(1, CHUNK_ELEMENTS // head.out_features))

@@ -139,7 +139,7 @@ def choose(found: Scores, shape: Shape, config: dict[str, Any]) -> Cut:
     )
 
 
-def _norms_before(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _norms_before(block: Any) -> tuple[nn.Module, nn.Module]:
     """Return the norms that attention and the FFN read; what Gemma's other two give is added to the hidden state."""
     before_ffn = getattr(block, "pre_feedforward_layernorm", None) or block.post_attention_layernorm
     return block.input_layernorm, before_ffn

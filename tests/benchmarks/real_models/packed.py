@@ -14,19 +14,19 @@ from .texts import write_splits
 
 
 def write_rows(model: Path, texts: Path, work: Path, length: int) -> None:
-    """Pack calibration and recovery text into ``calibration`` and ``recovery``, once."""
-    if (work / "recovery" / "tokens.json").is_file():
+    """Pack calibration and recovery text into ``calibration`` and ``recovery``, once for these pages."""
+    made_of, done = json.dumps([str(model.resolve()), str(texts.resolve()), length]), work / "packed.json"
+    if done.is_file() and done.read_text(encoding="utf-8") == made_of:
         return
     for split, path in write_splits(texts, work).items():
         settings = {"source": "text", "settings": {"paths": [str(path)]}, "sequence_length": length}
         run_step("data.pack", model, work / split, settings, seed=0)
+    done.write_text(made_of, encoding="utf-8")
 
 
 def choose_calibration(work: Path, seed: int, count: int) -> None:
-    """Write the calibration rows of a seed into ``calibration-SEED``, once."""
+    """Write the calibration rows of a seed into ``calibration-SEED``."""
     folder = work / f"calibration-{seed}"
-    if (folder / "tokens.json").is_file():
-        return
     packed = PackedTokens.open(work / "calibration")
     if packed.num_sequences < count:
         raise SystemExit(
