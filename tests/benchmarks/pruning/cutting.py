@@ -1,12 +1,12 @@
 """Cutting a Llama-like model down to the units that stay, in memory: what every rival's choice is written by.
 
 Deliberately not `compress.prune`: a rival's result must not change with our code. Nothing is rescaled, as nothing
-is in NVIDIA's Model-Optimizer.
+is in NVIDIA's Model-Optimizer, but in Gemmas (`gemma`).
 
 Shapes: L layers, H hidden channels, F neurons, Q query heads, G KV groups, E head dimension; primes are what stays.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from compress.models.checkpoint import quiet, save_model
 from compress.models.layout import layout
+
+from . import gemma
 
 TOLERANCE = 1.01
 """What a budget may be exceeded by: the tolerance of `prune.width`, granted to everyone."""
@@ -53,8 +55,9 @@ class Shape:
         return layout(self.config(parent)).num_parameters
 
     def is_loadable(self, parent: dict[str, Any]) -> bool:
-        """Whether transformers accepts it: Llama's heads must divide its hidden size."""
-        return parent["model_type"] != "llama" or self.hidden % self.heads == 0
+        """Whether transformers accepts it: Llama's and Gemma's heads must divide their hidden size."""
+        divides = parent["model_type"] == "llama" or gemma.is_gemma(parent)
+        return not divides or self.hidden % self.heads == 0
 
 
 KEYS = (
@@ -64,6 +67,9 @@ KEYS = (
     "num_key_value_heads",
     "num_hidden_layers",
 )
+
+NORMS = ("input_layernorm", "post_attention_layernorm", *gemma.MORE_NORMS)
+"""Over the hidden channels, in every layer."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,13 @@ class Cut:
     def shape(self) -> Shape:
         sizes = (len(self.hidden), self.ffn.shape[1], self.heads.shape[1], self.groups.shape[1])
         return Shape(*sizes, len(self.layers))
+
+    def config(self, parent: dict[str, Any]) -> dict[str, Any]:
+        """Return the parent's configuration for what stays: every layer keeps its kind of attention."""
+        config = self.shape.config(parent)
+        if parent.get("layer_types"):
+            config["layer_types"] = [parent["layer_types"][layer] for layer in self.layers]
+        return gemma.adjusted(config, parent["hidden_size"]) if gemma.is_gemma(parent) else config
 
 
 def whole(config: dict[str, Any]) -> Cut:
@@ -132,20 +145,23 @@ def even_shape(config: dict[str, Any], budget: float) -> Shape:
     return min(fitting, key=cost)
 
 
-def sizes(axis: str, full: int) -> range:
+def sizes(axis: str, full: int, steps: Mapping[str, int] = STEPS) -> range:
     """Return the sizes an axis may take."""
-    return range(STEPS[axis], full + 1, STEPS[axis])
+    return range(steps[axis], full + 1, steps[axis])
 
 
 def cut_model(model: PreTrainedModel, cut: Cut) -> PreTrainedModel:
     """Return a new, smaller model of what stays."""
-    config = cut.shape.config(model.config.to_dict())
+    parent = model.config.to_dict()
+    config = cut.config(parent)
     settings = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
     with quiet():
         smaller: PreTrainedModel = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**settings), dtype=torch.float32
         )
     state = dict(_cut_state(model.state_dict(), cut, config["head_dim"]))
+    if gemma.is_gemma(parent):
+        gemma.rescale(state, config, parent["hidden_size"])
     smaller.load_state_dict(state, strict=True)
     return smaller.eval()
 
@@ -195,7 +211,7 @@ def _kept(module: str, cut: Cut, layer: int, head_dim: int) -> tuple[Tensor | No
             return cut.ffn[layer], cut.hidden
         case "down_proj":
             return cut.hidden, cut.ffn[layer]
-        case "input_layernorm" | "post_attention_layernorm":
+        case _ if module in NORMS:
             return cut.hidden, None
         case "q_norm" | "k_norm":
             return None, None

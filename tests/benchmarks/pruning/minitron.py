@@ -9,7 +9,7 @@ that stay are not changed.
 Shapes: N samples, B of a batch, T positions, C channels; L, H, F, Q, G, E as in `cutting`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
-from .cutting import TOLERANCE, Cut, Shape, cut_model, highest, sizes
+from .cutting import STEPS, TOLERANCE, Cut, Shape, cut_model, highest, sizes
 from .scoring import mean_loss
 
 BATCH = 32
@@ -47,7 +47,7 @@ class Scores:
 def scores(model: PreTrainedModel, rows_NT: Tensor) -> Scores:
     """Return the four importances on calibration rows."""
     blocks = model.base_model.layers
-    norms = [norm for block in blocks for norm in (block.input_layernorm, block.post_attention_layernorm)]
+    norms = [norm for block in blocks for norm in _norms_before(block)]
     energy: dict[nn.Module, Tensor] = {}
     turned: dict[nn.Module, Tensor] = {}
 
@@ -75,35 +75,53 @@ def scores(model: PreTrainedModel, rows_NT: Tensor) -> Scores:
 
 
 def search(
-    model: PreTrainedModel, found: Scores, budget: float, top_k: int, judged_NT: Tensor
+    model: PreTrainedModel,
+    found: Scores,
+    budget: float,
+    top_k: int,
+    judged_NT: Tensor,
+    *,
+    steps: Mapping[str, int] = STEPS,
+    loss: Callable[[PreTrainedModel, Tensor], float] = mean_loss,
 ) -> tuple[Cut, dict[str, Any]]:
-    """Return the best of the candidates, judged by the loss on `judged_NT`, and what was tried."""
+    """Return the best of the candidates, judged by the loss on `judged_NT`, and what was tried.
+
+    steps: what hidden sizes and neurons are multiples of. loss: nats a token; the default holds all logits at once.
+    """
     config = model.config.to_dict()
     tried = [
-        (mean_loss(cut_model(model, cut), judged_NT), cut)
-        for cut in (choose(found, shape, config) for shape in candidates(config, budget, top_k))
+        (loss(cut_model(model, cut), judged_NT), cut)
+        for cut in (choose(found, shape, config) for shape in candidates(config, budget, top_k, steps))
     ]
     best = min(tried, key=lambda pair: pair[0])[1]
     return best, {"candidates": [{"loss": loss, **vars(cut.shape)} for loss, cut in tried]}
 
 
-def candidates(config: dict[str, Any], budget: float, top_k: int) -> list[Shape]:
+def candidates(
+    config: dict[str, Any], budget: float, top_k: int, steps: Mapping[str, int] = STEPS
+) -> list[Shape]:
     """Return the candidates within the narrowest limits that hold `top_k` near the budget, or within the widest."""
     wanted = budget * Shape.of(config).num_parameters(config)
     for width, depth in LIMITS:
-        found = largest_within(config, budget, top_k, width, depth)
+        found = largest_within(config, budget, top_k, width, depth, steps)
         if len(found) == top_k and found[-1].num_parameters(config) >= wanted * (1 - NEAR):
             break
     return found
 
 
 def largest_within(
-    config: dict[str, Any], budget: float, top_k: int, width: float, depth: float
+    config: dict[str, Any],
+    budget: float,
+    top_k: int,
+    width: float,
+    depth: float,
+    steps: Mapping[str, int] = STEPS,
 ) -> list[Shape]:
     """Return the `top_k` largest shapes within the budget, largest first."""
     wanted = budget * Shape.of(config).num_parameters(config)
-    fitting = [s for s in _grid(config, width, depth) if s.num_parameters(config) <= wanted * TOLERANCE]
-    return sorted(fitting, key=lambda s: s.num_parameters(config), reverse=True)[:top_k]
+    sized = [(shape.num_parameters(config), shape) for shape in _grid(config, width, depth, steps)]
+    fitting = [(size, shape) for size, shape in sized if size <= wanted * TOLERANCE]
+    return [shape for _, shape in sorted(fitting, key=lambda pair: pair[0], reverse=True)[:top_k]]
 
 
 def choose(found: Scores, shape: Shape, config: dict[str, Any]) -> Cut:
@@ -121,11 +139,17 @@ def choose(found: Scores, shape: Shape, config: dict[str, Any]) -> Cut:
     )
 
 
-def _grid(config: dict[str, Any], width: float, depth: float) -> Iterator[Shape]:
+def _norms_before(block: Any) -> tuple[nn.Module, nn.Module]:
+    """Return the norms that attention and the FFN read; what Gemma's other two give is added to the hidden state."""
+    before_ffn = getattr(block, "pre_feedforward_layernorm", None) or block.post_attention_layernorm
+    return block.input_layernorm, before_ffn
+
+
+def _grid(config: dict[str, Any], width: float, depth: float, steps: Mapping[str, int]) -> Iterator[Shape]:
     full = Shape.of(config)
     choices = (
-        _upper(list(sizes("hidden", full.hidden)), width),
-        _upper(list(sizes("ffn", full.ffn)), width),
+        _upper(list(sizes("hidden", full.hidden, steps)), width),
+        _upper(list(sizes("ffn", full.ffn, steps)), width),
         _upper(list(range(full.groups, full.heads + 1, full.groups)), width),
         _upper(list(range(1, full.layers + 1)), depth),
     )
