@@ -10,7 +10,7 @@ from typing import Any
 from compress import plugins
 from compress.machine import Machine, planned_machine, this_machine
 from compress.pipeline.cuts import SMALL_PARAMETERS
-from compress.plugins import PlannedInputs, Text
+from compress.plugins import Measured, PlannedInputs, Text
 from compress.records import ModelSpec, Record
 from compress.speed import seconds_of
 
@@ -20,6 +20,9 @@ CALIBRATION_SECONDS = 60
 HELD_OUT_SECONDS = 30
 ITEMS_SECONDS = 30
 """Of forward passes of the original: over calibration text, held-out text, and the items of all tasks."""
+TIMING_SECONDS = 20
+"""Of a model's rounds beside the original's: where they take longer, fewer tokens are written."""
+FEWEST_WRITTEN = 8
 
 LEAST_TOKENS = 100_000
 """Below this nothing is recovered, so a slower machine takes longer."""
@@ -30,7 +33,7 @@ arXiv:2407.14679). Its final models see fifty times as many."""
 CALIBRATION_TOKENS = (16_384, 1_048_576)
 LAYER_TOKENS = {"cpu": 4_096, "gpu": 131_072}
 """On which layers are tried: each of them is left out once for every layer that goes."""
-HELD_OUT_TOKENS = (8_192, 131_072)
+HELD_OUT_TOKENS = (4_096, 131_072)
 ITEMS = {"cpu": (20, 200), "gpu": (200, 500)}
 TOKENS_OF_AN_ITEM = 500
 """Of one item of each of five tasks: four choices of 25 tokens, read with their question."""
@@ -73,6 +76,7 @@ def scale(original: ModelSpec, student: ModelSpec, can_learn: bool) -> Scale:
     length = min(_longest(original), 128 if is_small else 2048 if on_card else 256)
     read = PROBE / seconds_of(plugins.internal("models.effort").reading(original, PROBE, BATCH, length / 2))
     enough = max(ENOUGH_AT_LEAST, ENOUGH_A_PARAMETER * student.num_parameters)
+    prompt = min(length // 2, 512 if on_card and not is_small else 64)
     affordable = _learned(original, student, length, RECOVERY_SECONDS[machine.kind]) if can_learn else 0.0
     return Scale(
         machine=_words(machine),
@@ -85,8 +89,8 @@ def scale(original: ModelSpec, student: ModelSpec, can_learn: bool) -> Scale:
         layer_tokens=LAYER_TOKENS[machine.kind],
         items=_round(_within(ITEMS[machine.kind], ITEMS_SECONDS * read / TOKENS_OF_AN_ITEM), digits=1),
         batch_sizes=(1, 8) if on_card and not is_small else (1,),
-        prompt=min(length // 2, 512 if on_card and not is_small else 64),
-        new=max(2, min(length // 4, 128 if on_card and not is_small else 32)),
+        prompt=prompt,
+        new=_written(original, prompt, max(2, min(length // 4, 128 if on_card and not is_small else 32))),
     )
 
 
@@ -99,6 +103,19 @@ def _learned(original: ModelSpec, student: ModelSpec, length: int, seconds: floa
         asked = max(LEAST_TOKENS, int(tokens))
         tokens = seconds * asked / seconds_of(distill.estimate(student, distill.Config(tokens=asked), inputs))
     return tokens
+
+
+def _written(original: ModelSpec, prompt: int, most: int) -> int:
+    """Return how many tokens are written when models are timed: half as many until that does not take too long."""
+    latency: Any = plugins.internal("measure.latency")
+    pair = Measured("hf", original, {"original": original}, {})
+    new = most
+    while new >= 2 * FEWEST_WRITTEN:
+        config = latency.Config(prompt_tokens=(prompt,), new_tokens=new)
+        if seconds_of(latency.estimate(pair, config)) <= TIMING_SECONDS:
+            break
+        new //= 2
+    return new
 
 
 def _longest(spec: ModelSpec) -> int:
