@@ -4,6 +4,7 @@ A `packed` artifact keeps its integers on disk only: transformers has no integer
 the weights when they are first used, so its speed here is a float model's. Its own runtime is the ONNX export.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from compress.backends.cuda_graph import CudaRecorder
-from compress.backends.fixed_decoding import CannotRepeat, FixedDecoder, Record
+from compress.backends.fixed_decoding import MASKS, CannotRepeat, FixedDecoder, Record
 from compress.backends.interface import Backend, Cache, Encoder, OpenOptions
 from compress.backends.positions import positions
+from compress.backends.prefixes import PrefixedBatch
 from compress.errors import InputError
 from compress.models.checkpoint import DTYPES, load_model
 from compress.models.device import default_device, fast_dtype
@@ -55,7 +58,8 @@ class HuggingFaceBackend(Backend):
         self._record: Record | None = CudaRecorder(self.device) if self.on_cuda else None
         self._prepared: dict[tuple[int, int], FixedDecoder | str] = {}
         # Packed weights are expanded by a hook on the whole model, not on its body: run it once.
-        self.prefill(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64))
+        _, cache = self.prefill(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64))
+        self.shares_prefixes = _shares_prefixes(model, cache)
 
     def logits_chunks(self, ids_BT: Tensor, mask_BT: Tensor, chunk: int = 256) -> Iterator[Tensor]:
         mask_BT = mask_BT.to(self.device)
@@ -83,6 +87,39 @@ class HuggingFaceBackend(Backend):
             return
         mask_BT = mask_BT.to(self.device)
         where = {"attention_mask": mask_BT, "position_ids": positions(mask_BT), "use_cache": False}
+        yield from self._logits_of_places(ids_BT, rows_N, columns_N, chunk, where)
+
+    def logits_after(
+        self, batch: PrefixedBatch, rows_N: Tensor, columns_N: Tensor, chunk: int = 256
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Only the places asked for pass through the head, on every device."""
+        mask_BS = batch.whole_mask().to(self.device)
+        where = {
+            "attention_mask": mask_BS,
+            "position_ids": positions(mask_BS)[:, -batch.ids.shape[1] :],
+            "past_key_values": self._read_prefixes(batch),
+            "use_cache": True,
+        }
+        yield from self._logits_of_places(batch.ids, rows_N, columns_N, chunk, where)
+
+    @torch.inference_mode()
+    def _read_prefixes(self, batch: PrefixedBatch) -> DynamicCache:
+        """Return every row's keys and values of its prefix."""
+        mask_GP = batch.prefix_mask.to(self.device)
+        cache = DynamicCache(config=self.model.config)
+        self.model.base_model(
+            input_ids=batch.prefix_ids.to(self.device),
+            attention_mask=mask_GP,
+            position_ids=positions(mask_GP),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.reorder_cache(batch.prefix_of_row)  # an index of its rows: they may be repeated
+        return cache
+
+    def _logits_of_places(
+        self, ids_BT: Tensor, rows_N: Tensor, columns_N: Tensor, chunk: int, where: dict[str, Any]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         places = rows_N.to(self.device), columns_N.to(self.device)
         size = chunk * len(ids_BT)
         chunks = _logits_chunks(self.model, ids_BT.to(self.device), size, where, places)
@@ -175,6 +212,27 @@ class HuggingFaceEncoder(Encoder):
             input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device)
         ).last_hidden_state
         return states_BTH
+
+
+def _shares_prefixes(model: PreTrainedModel, cache: Any) -> bool:
+    """Return whether rows can go on from one's keys and values as if each had been read whole.
+
+    Not where a cache holds states that are no keys and values, or layers that use others'; where positions are not
+    told but counted by column; where the rotation of early tokens depends on how many follow; where rounding depends
+    on the rest of the batch; where attention has kernels whose masks are not known here.
+    """
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or [])
+    ropes = {str(getattr(module, "rope_type", "")) for module in model.modules()}
+    return (
+        len(cache.layers) == config.num_hidden_layers
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        and kinds <= {"full_attention", "sliding_attention"}
+        and config._attn_implementation in MASKS
+        and "position_ids" in inspect.signature(model.base_model.forward).parameters
+        and not any("dynamic" in rope or "longrope" in rope for rope in ropes)
+        and not getattr(model, "is_loaded_in_8bit", False)
+    )
 
 
 def _longest(model: PreTrainedModel) -> int:

@@ -7,12 +7,13 @@ Shapes: B sequences, T positions, C positions of a chunk, V vocabulary, S past p
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from compress.backends.prefixes import PrefixedBatch
 from compress.errors import InputError
 from compress.plugins import StepConfig
 from compress.records import Artifact
@@ -57,6 +58,9 @@ class Backend(ABC):
     fewest_positions: int = 1
     """Positions that a call for their logits is worth: more where each costs a copy of the cache."""
 
+    shares_prefixes: bool = False
+    """Whether it has `logits_after`, with what reading every row whole would give."""
+
     @abstractmethod
     def logits_chunks(self, ids_BT: Tensor, mask_BT: Tensor, chunk: int = 256) -> Iterator[Tensor]:
         """Yield fp32 next-token logits ``[B, C, V]`` for successive runs of at most `chunk` positions.
@@ -79,12 +83,16 @@ class Backend(ABC):
 
         A place is a row and a column of the batch; `chunk` is of `logits_chunks`.
         """
-        start = 0
-        for logits_BCV in self.logits_chunks(ids_BT, mask_BT, chunk):
-            stop = start + logits_BCV.shape[1]
-            which_M = ((columns_N >= start) & (columns_N < stop)).nonzero()[:, 0]
-            yield which_M, logits_BCV[rows_N[which_M], columns_N[which_M] - start]
-            start = stop
+        return at_places(self.logits_chunks(ids_BT, mask_BT, chunk), rows_N, columns_N)
+
+    def logits_after(
+        self, batch: PrefixedBatch, rows_N: Tensor, columns_N: Tensor, chunk: int = 256
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `logits_at` yields, of rows whose prefixes are read once each.
+
+        A place is a row and a column of what follows its prefix. Only where `shares_prefixes` says so.
+        """
+        raise NotImplementedError
 
     def close(self) -> None:  # noqa: B027  a runtime without resources has nothing to do
         """Free what the runtime holds."""
@@ -146,6 +154,16 @@ class Backend(ABC):
         The same tokens come without. Empty where nothing is to be prepared.
         """
         return ""
+
+
+def at_places(chunks: Iterable[Tensor], rows_N: Tensor, columns_N: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, of each chunk of successive positions ``[B, C, V]``, which of N places are in it and their logits."""
+    start = 0
+    for logits_BCV in chunks:
+        stop = start + logits_BCV.shape[1]
+        which_M = ((columns_N >= start) & (columns_N < stop)).nonzero()[:, 0]
+        yield which_M, logits_BCV[rows_N[which_M], columns_N[which_M] - start]
+        start = stop
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ One graph reads any number of tokens after any number of cached ones, so a long 
 only a chunk's logits exist. The cache stays in the runtime's own buffers between calls.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.backends.interface import Backend, Cache, OpenOptions
+from compress.backends.interface import Backend, Cache, OpenOptions, at_places
 from compress.backends.positions import positions
+from compress.backends.prefixes import PrefixedBatch
 from compress.errors import InputError
 from compress.models.spec import read_config
 from compress.records import Artifact
@@ -52,6 +54,7 @@ class OnnxRuntimeBackend(Backend):
     """A decoder graph with its key-value cache as inputs and outputs."""
 
     fewest_positions = 64  # every call copies the cache
+    shares_prefixes = True
 
     def __init__(self, session: "InferenceSession", vocabulary: int, num_positions: int) -> None:
         import onnxruntime
@@ -65,22 +68,37 @@ class OnnxRuntimeBackend(Backend):
         self._outputs = [output.name for output in session.get_outputs()]
 
     def logits_chunks(self, ids_BT: Tensor, mask_BT: Tensor, chunk: int = 256) -> Iterator[Tensor]:
-        cache = self._empty_cache(len(ids_BT))
-        for start in range(0, ids_BT.shape[1], chunk):
-            stop = min(start + chunk, ids_BT.shape[1])
-            logits_BCV, cache = self._run(ids_BT[:, start:stop], mask_BT[:, :stop], cache)
+        for logits_BCV, _ in self._read(ids_BT, mask_BT, self._empty_cache(len(ids_BT)), chunk):
             yield logits_BCV
 
+    def logits_after(
+        self, batch: PrefixedBatch, rows_N: Tensor, columns_N: Tensor, chunk: int = 256
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The graph has its head in it: all positions pass through it, those of a prefix once."""
+        cache = self._empty_cache(len(batch.prefix_ids))
+        _, cache = _last(self._read(batch.prefix_ids, batch.prefix_mask, cache, chunk))
+        prefix_B = batch.prefix_of_row.numpy()
+        cache = {name: self._to_runtime(value.numpy()[prefix_B]) for name, value in cache.items()}
+        read = self._read(batch.ids, batch.whole_mask(), cache, chunk)
+        yield from at_places((logits_BCV for logits_BCV, _ in read), rows_N, columns_N)
+
     def prefill(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Cache]:
-        cache = self._empty_cache(len(ids_BT))
-        for start in range(0, ids_BT.shape[1], PREFILL_CHUNK):
-            stop = min(start + PREFILL_CHUNK, ids_BT.shape[1])
-            logits_BCV, cache = self._run(ids_BT[:, start:stop], mask_BT[:, :stop], cache)
+        logits_BCV, cache = _last(self._read(ids_BT, mask_BT, self._empty_cache(len(ids_BT)), PREFILL_CHUNK))
         return logits_BCV[:, -1], cache
 
     def decode(self, ids_B1: Tensor, mask_BS: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         logits_B1V, cache = self._run(ids_B1, mask_BS, cache)
         return logits_B1V[:, -1], cache
+
+    def _read(
+        self, ids_BT: Tensor, mask_BS: Tensor, cache: Cache, chunk: int
+    ) -> Iterator[tuple[Tensor, Cache]]:
+        """Yield logits of successive positions and the cache up to there; the mask covers past and new ones."""
+        past = mask_BS.shape[1] - ids_BT.shape[1]
+        for start in range(0, ids_BT.shape[1], chunk):
+            stop = min(start + chunk, ids_BT.shape[1])
+            logits_BCV, cache = self._run(ids_BT[:, start:stop], mask_BS[:, : past + stop], cache)
+            yield logits_BCV, cache
 
     def _run(self, ids_BC: Tensor, mask_BS: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         position_ids_BC = positions(mask_BS)[:, -ids_BC.shape[1] :]
@@ -100,3 +118,7 @@ class OnnxRuntimeBackend(Backend):
             past.name: self._to_runtime(np.zeros((batch, past.shape[1], 0, past.shape[3]), np.float32))
             for past in self._past
         }
+
+
+def _last(read: Iterator[tuple[Tensor, Cache]]) -> tuple[Tensor, Cache]:
+    return deque(read, maxlen=1).pop()

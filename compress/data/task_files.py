@@ -72,8 +72,11 @@ def _length(task: Mapping[str, Any]) -> TaskLength | None:
         written = settings.get("max_gen_toks", NEW_TOKENS) if isinstance(settings, dict) else NEW_TOKENS
         return TaskLength(items, 0, round(tokens), int(written), _shots(task))
     rows = _choices(task, looked_at) if task.get("output_type") == "multiple_choice" else 1
-    of_a_row = tokens if task.get("doc_to_text") else tokens / rows
-    return TaskLength(items, rows, max(1, round(of_a_row)), 0, _shots(task))
+    if not task.get("doc_to_text"):
+        return TaskLength(items, rows, max(1, round(tokens / rows)), 0, _shots(task))
+    answers = sum(_answer_characters(task, doc) for doc in looked_at) / len(looked_at) / CHARACTERS_PER_TOKEN
+    shared = round(tokens - answers) if rows > 1 else 0
+    return TaskLength(items, rows, max(1, round(tokens - answers + answers / rows)), 0, _shots(task), shared)
 
 
 def _data_files(task: Mapping[str, Any]) -> Iterator[Path]:
@@ -100,6 +103,13 @@ def _choices(task: Mapping[str, Any], docs: list[dict[str, Any]]) -> int:
         return max(1, len(field))
     inside = str(choices).partition("[")[2].rpartition("]")[0]
     return inside.count(",") + 1 if inside else UNKNOWN.rows
+
+
+def _answer_characters(task: Mapping[str, Any], doc: Mapping[str, Any]) -> int:
+    """Return how long an item's answers are that are fields of its own, or one that lists them."""
+    choices = str(task.get("doc_to_choice"))
+    inside = choices.partition("[")[2].rpartition("]")[0] or choices.strip("{} ")
+    return sum(_characters(doc.get(field.strip())) for field in inside.split(","))
 
 
 def _characters(value: object) -> int:

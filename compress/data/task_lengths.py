@@ -1,7 +1,9 @@
 """How much an evaluation reads: about how many items popular tasks have, and how many tokens an item takes.
 
 Plans are made before any data are there, so these are round averages, in tokens of a vocabulary of about 128k, without
-solved examples. Answers that are one token each, such as the letters of MMLU, share the row of their question.
+solved examples. Answers that are one token each, such as the letters of MMLU, share the row of their question; of
+longer ones the question is read once, where it is long enough (`compress.meters.request_rows`), as every model with a
+key-value cache does.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,6 +24,8 @@ class TaskLength(NamedTuple):
     """Tokens the model writes for an item, where it answers in its own words."""
     shots: int = 0
     """Solved examples the task itself shows."""
+    shared_tokens: int = 0
+    """Of a row's tokens, those that all rows of an item begin with."""
 
 
 class EvaluationLength(NamedTuple):
@@ -36,17 +40,22 @@ class EvaluationLength(NamedTuple):
     items: float
 
 
+FEWEST_SHARED = 16
+"""Tokens at the beginning of rows that are worth a pass of their own."""
+MOST_READ = 0.8
+"""Of the tokens that rows have, how many may be left to read for what they share to be worth that."""
+
 UNKNOWN = TaskLength(items=1500, rows=4, row_tokens=100)
 """A task that is not in the table: four answers of a middling length."""
 
 LENGTHS = {
-    "arc_challenge": TaskLength(1172, 4, 35),
-    "arc_easy": TaskLength(2376, 4, 30),
+    "arc_challenge": TaskLength(1172, 4, 35, shared_tokens=27),
+    "arc_easy": TaskLength(2376, 4, 30, shared_tokens=23),
     "boolq": TaskLength(3270, 1, 150),
     "commonsense_qa": TaskLength(1221, 1, 60),
     "gpqa": TaskLength(448, 1, 250),
     "gsm8k": TaskLength(1319, 0, 75, 256, 5),
-    "hellaswag": TaskLength(10_042, 4, 95),
+    "hellaswag": TaskLength(10_042, 4, 95, shared_tokens=66),
     "ifeval": TaskLength(541, 0, 60, 1280),
     "lambada_openai": TaskLength(5153, 1, 90),
     "leaderboard_mmlu_pro": TaskLength(12_032, 1, 200, 0, 5),
@@ -54,11 +63,11 @@ LENGTHS = {
     "mmlu_pro": TaskLength(12_032, 0, 200, 512, 5),
     "openbookqa": TaskLength(500, 4, 20),
     "piqa": TaskLength(1838, 2, 40),
-    "race": TaskLength(1045, 4, 480),
-    "sciq": TaskLength(1000, 4, 120),
-    "social_iqa": TaskLength(1954, 3, 45),
-    "truthfulqa_mc1": TaskLength(817, 5, 220),
-    "truthfulqa_mc2": TaskLength(817, 7, 220),
+    "race": TaskLength(1045, 4, 480, shared_tokens=470),
+    "sciq": TaskLength(1000, 4, 120, shared_tokens=117),
+    "social_iqa": TaskLength(1954, 3, 45, shared_tokens=39),
+    "truthfulqa_mc1": TaskLength(817, 5, 220, shared_tokens=205),
+    "truthfulqa_mc2": TaskLength(817, 7, 220, shared_tokens=205),
     "wikitext": TaskLength(62, 3, 1600),
     "winogrande": TaskLength(1267, 2, 28),
     **dict.fromkeys(DEMO_TASKS, TaskLength(NUM_ITEMS, 4, 15)),
@@ -87,7 +96,15 @@ NOTHING = EvaluationLength(0, 0, 0, 0, 0)
 
 def _length_of(task: TaskLength, samples: int | None, few_shot: int | None) -> EvaluationLength:
     items = min(task.items, samples or task.items)
-    tokens = task.row_tokens * (1 + (task.shots if few_shot is None else few_shot))
+    examples = task.row_tokens * (task.shots if few_shot is None else few_shot)
+    tokens = task.row_tokens + examples
     rows = items * task.rows
     written = items * task.new_tokens
-    return EvaluationLength(rows * tokens, rows, items * tokens if written else 0, written, items)
+    read = items * _read_tokens(task.rows, tokens, task.shared_tokens + examples)
+    return EvaluationLength(read, rows, items * tokens if written else 0, written, items)
+
+
+def _read_tokens(rows: int, tokens: int, shared: int) -> int:
+    """Return what is read of an item: what its rows share once, if that pays, as `request_rows` decides."""
+    once = shared + rows * (tokens - shared)
+    return once if shared >= FEWEST_SHARED and once <= MOST_READ * rows * tokens else rows * tokens

@@ -23,7 +23,7 @@ from compress.records import Artifact, Generation, Measurement, ModelSpec, Work
 if TYPE_CHECKING:
     from compress.meters.lm_eval_model import BackendLM
 
-VERSION = 3
+VERSION = 4
 
 GENERATIONS = "generations.json"
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from compress.backends.positions import padded
 from compress.measure.spelling import REPLACEMENT, Spelling, aligned
 from compress.meters.aligned import Recut
 from compress.meters.divergence import Batch
-from compress.meters.lm_eval_model import padded
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Any `Backend` as a model of lm-eval, at the speed of the backend.
 
-Requests become rows of token ids. A request whose input is a prefix of another's costs nothing: it is read
-off the other's row (all one-token options of a question are one row). Rows are sorted by length and run in
-batches of a fixed size, halved where memory is too small; only the positions that are asked for pass through the fp32
-log-softmax.
+Requests become rows of token ids (`request_rows`): few of them, and what several begin with is read once where the
+backend can go on from it. Rows run in batches of a fixed size, halved where memory is too small; only the positions
+that are asked for pass through the fp32 log-softmax.
 
 Texts are cut into tokens as lm-eval's own Hugging Face model does: context and continuation are tokenized as
 one string and parted where the context alone would end, the tokenizer adding its special tokens; an empty
@@ -11,7 +10,6 @@ context becomes the beginning-of-sequence token.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -23,36 +21,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from compress.backends.interface import Backend
+from compress.backends.positions import padded
 from compress.data.chat import dated
 from compress.errors import InputError
 from compress.meters.divergence import chunk_positions
 from compress.meters.halving import halved, said
+from compress.meters.request_rows import Query, Row, prefixed, shared_rows, with_prefixes
 
 MAX_NEW_TOKENS = 256
 """Answer length where a task sets none, as in lm-eval."""
 
 T = TypeVar("T")
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Query:
-    """Score the last `num_targets` of `ids`, given what stands before them."""
-
-    ids: tuple[int, ...]
-    num_targets: int
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        return self.ids[:-1]
-
-
-@dataclass
-class Row:
-    """Input ids of one forward pass and the queries that are answered from it."""
-
-    inputs: tuple[int, ...]
-    queries: list[int]
 
 
 class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
@@ -242,13 +222,18 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         log_probs = torch.zeros(len(queries), dtype=torch.float64)
         greedy = torch.ones(len(queries), dtype=torch.bool)
         rows = shared_rows(queries)
+        if self.backend.shares_prefixes:
+            rows = with_prefixes(rows, queries, self.batch_size)
+        num_sharing = sum(row.num_shared > 0 for row in rows)
         start = 0
         while start < len(rows):
+            # Rows that share are at the beginning: no batch has others too.
+            stop = num_sharing if start < num_sharing else len(rows)
 
             def answer(size: int, start: int = start) -> tuple[int, list[tuple[Tensor, Tensor, Tensor]]]:
                 return size, self._answer_batch(rows[start : start + size], queries)
 
-            size, parts = self._fitting(answer, min(self.batch_size, len(rows) - start))
+            size, parts = self._fitting(answer, min(self.batch_size, stop - start))
             for index, chosen, is_greedy in parts:
                 log_probs.index_add_(0, index, chosen)
                 greedy[index[~is_greedy]] = False
@@ -268,20 +253,17 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         self, rows: Sequence[Row], queries: Sequence[Query]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return a target's query, its log-probability and whether it was the likeliest, part by part of the batch."""
-        ids_BT, mask_BT = padded([row.inputs for row in rows], left=False)
         # One column a target: query, row, position that predicts it, token.
         asked_N4 = torch.tensor(
             [
-                (index, place, len(queries[index].inputs) - queries[index].num_targets + offset, token)
+                (index, place, queries[index].first_asked + offset, token)
                 for place, row in enumerate(rows)
                 for index in row.queries
                 for offset, token in enumerate(queries[index].ids[-queries[index].num_targets :])
             ]
         )
         parts = []
-        chunk = chunk_positions(len(ids_BT), [self.backend])
-        places = asked_N4[:, 1], asked_N4[:, 2]
-        for which_M, logits_MV in self.backend.logits_at(ids_BT, mask_BT, *places, chunk):
+        for which_M, logits_MV in self._logits_at(rows, asked_N4[:, 1], asked_N4[:, 2]):
             index_M, token_M = asked_N4[which_M, 0], asked_N4[which_M, 3]
             logits_MV = logits_MV.float()
             named_M = logits_MV.gather(1, token_M.to(logits_MV.device)[:, None])[:, 0]
@@ -289,21 +271,17 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
             parts.append((index_M, chosen_M.cpu().double(), logits_MV.argmax(-1).cpu() == token_M))
         return parts
 
-
-def shared_rows(queries: Sequence[Query]) -> list[Row]:
-    """Return the rows that answer all queries, longest first; an input that begins another's shares its row.
-
-    In lexicographic order whatever begins with an input follows it directly, so one backward look finds all
-    sharing.
-    """
-    rows: list[Row] = []
-    for index in sorted(range(len(queries)), key=lambda i: queries[i].ids[:-1], reverse=True):
-        inputs = queries[index].inputs
-        if rows and rows[-1].inputs[: len(inputs)] == inputs:
-            rows[-1].queries.append(index)
-        else:
-            rows.append(Row(inputs, [index]))
-    return sorted(rows, key=lambda row: (-len(row.inputs), row.inputs))
+    def _logits_at(
+        self, rows: Sequence[Row], rows_N: Tensor, columns_N: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield which of N positions of a batch were reached ``[M]`` and their logits ``[M, V]``."""
+        chunk = chunk_positions(len(rows), [self.backend])
+        batch = prefixed(rows)
+        if batch is None:
+            ids_BT, mask_BT = padded([row.inputs for row in rows], left=False)
+            return self.backend.logits_at(ids_BT, mask_BT, rows_N, columns_N, chunk)
+        num_shared_B = torch.tensor([row.num_shared for row in rows])
+        return self.backend.logits_after(batch, rows_N, columns_N - num_shared_B[rows_N], chunk)
 
 
 def rolling_windows(prefix: int, ids: Sequence[int], num_positions: int) -> Iterator[Query]:
@@ -312,18 +290,6 @@ def rolling_windows(prefix: int, ids: Sequence[int], num_positions: int) -> Iter
     for start in range(1, len(whole), num_positions):
         stop = min(start + num_positions, len(whole))
         yield Query(whole[max(0, stop - num_positions - 1) : stop], stop - start)
-
-
-def padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
-    """Return ids padded with 0 and their mask, both ``[B, T]``."""
-    width = max(len(row) for row in rows)
-    ids_BT = torch.zeros(len(rows), width, dtype=torch.int64)
-    mask_BT = torch.zeros_like(ids_BT)
-    for index, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids_BT[index, where] = torch.tensor(row)
-        mask_BT[index, where] = 1
-    return ids_BT, mask_BT
 
 
 def num_appended(tokenizer: PreTrainedTokenizerBase) -> int:

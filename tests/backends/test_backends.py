@@ -10,6 +10,7 @@ from compress.backends.opening import backend_modules, open_artifact
 from compress.errors import InputError
 from compress.models.checkpoint import load_model, quiet
 from compress.records import Artifact
+from tests.backends.test_prefixes import NUM_SHARED, both_ways, rows_of
 from tests.fakes import FakeContext
 from tests.models.tiny import DECODERS, ENCODERS, token_ids, write_tiny
 
@@ -121,6 +122,12 @@ def test_prefill_and_decode_continue_to_the_same_logits_as_reading_at_once(backe
         stop = padded.shape[1] - back + 1
         last, cache = backend.decode(padded[:, stop - 1 : stop], mask[:, :stop], cache)
         assert_same(last, expected[:, -back])
+
+
+@pytest.mark.parametrize("chunk", [7, 256])
+def test_rows_that_go_on_from_prefixes_have_the_logits_of_whole_rows(backend, chunk):
+    assert backend.shares_prefixes
+    assert_same(*both_ways(backend, rows_of(), NUM_SHARED, chunk))
 
 
 def test_generation_with_a_cache_picks_what_reading_anew_picks(backend):

@@ -28,7 +28,8 @@ def write(tmp_path):
     [
         ({"doc_to_text": "", "doc_to_choice": "{{[good, bad]}}"}, TaskLength(500, 2, 10)),
         ({"doc_to_text": "", "doc_to_choice": ["good", "bad", "ugly", "none"]}, TaskLength(500, 4, 5)),
-        ({"doc_to_text": "{{good}}", "doc_to_choice": ["a", "b"], "num_fewshot": 3}, TaskLength(500, 2, 20, 0, 3)),
+        ({"doc_to_text": "{{good}}", "doc_to_choice": ["a", "b"], "num_fewshot": 3}, TaskLength(500, 2, 20, 0, 3, 20)),
+        ({"doc_to_text": "{{good}}", "doc_to_choice": "{{[bad, label]}}"}, TaskLength(500, 2, 15, 0, 0, 10)),
         ({"output_type": "loglikelihood_rolling", "doc_to_text": ""}, TaskLength(500, 1, 20)),
         ({"output_type": "generate_until", "generation_kwargs": {"max_gen_toks": 7}}, TaskLength(500, 0, 20, 7)),
         ({"output_type": "generate_until"}, TaskLength(500, 0, 20, 256)),
@@ -40,7 +41,9 @@ def test_items_answers_and_texts_are_counted(write, task, expected):
 
 def test_a_field_that_lists_answers_says_how_many(write):
     docs = [{"question": "q" * 20, "options": ["o" * 4] * 5}] * 3
-    assert write(docs, doc_to_text="question", doc_to_choice="options")["mine"].rows == 5
+    assert write(docs, doc_to_text="question", doc_to_choice="options")["mine"] == TaskLength(
+        3, 5, 6, 0, 0, 5
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compress.data.task_lengths import LENGTHS, UNKNOWN, evaluation_length
+from compress.data.task_lengths import LENGTHS, UNKNOWN, TaskLength, evaluation_length
 from compress.machine import Card, Machine, planning_for
 from compress.measure import divergence, last_states, latency, memory, quality
 from compress.models.effort import flops_per_token, opened_bytes, writing
@@ -52,15 +52,27 @@ def test_only_the_experts_that_are_asked_count():
 
 
 def test_what_is_read_of_a_task_is_its_items_answers_and_examples():
-    task = LENGTHS["hellaswag"]
-    all_of_it = evaluation_length(["hellaswag"])
+    task = LENGTHS["piqa"]
+    all_of_it = evaluation_length(["piqa"])
     assert all_of_it.read_tokens == task.items * task.rows * task.row_tokens
-    some = evaluation_length(["hellaswag"], samples=100)
-    assert some.read_tokens == 100 * task.rows * task.row_tokens and some.rows == 400
-    assert evaluation_length(["hellaswag"], 100, few_shot=5).read_tokens == 6 * some.read_tokens
+    some = evaluation_length(["piqa"], samples=100)
+    assert some.read_tokens == 100 * task.rows * task.row_tokens and some.rows == 200
     assert evaluation_length(["of my own"], 100).rows == 100 * UNKNOWN.rows
     assert evaluation_length(["hellaswag", "of my own"], 100).rows == 800
     assert evaluation_length([]).rows == 0
+
+
+def test_what_an_items_rows_begin_with_is_read_once():
+    task = LENGTHS["hellaswag"]
+    ending = task.row_tokens - task.shared_tokens
+    read = evaluation_length(["hellaswag"], 100).read_tokens
+    assert read == 100 * (task.shared_tokens + 4 * ending)
+    assert evaluation_length(["hellaswag"], 100, few_shot=5).read_tokens == read + 100 * 5 * task.row_tokens
+    # Solved examples stand before every row, also where nothing else is shared.
+    row = LENGTHS["piqa"].row_tokens
+    assert evaluation_length(["piqa"], 100, few_shot=5).read_tokens == 100 * (5 * row + 2 * row)
+    short = {"mine": TaskLength(100, 4, 25, shared_tokens=15)}
+    assert evaluation_length(["mine"], own=short).read_tokens == 100 * 4 * 25
 
 
 def test_tasks_that_are_answered_in_words_take_every_token_by_itself():
@@ -74,7 +86,7 @@ def test_quality_grows_with_samples_and_reads_every_token_once():
     config = quality.Config(tasks=("mmlu", "arc_challenge", "hellaswag", "winogrande"), samples=1000)
     work = quality.estimate(measured(), config)
     tokens = evaluation_length(config.tasks, 1000).read_tokens
-    assert 6e5 < tokens < 8e5
+    assert 4e5 < tokens < 5e5
     assert work.flops == pytest.approx(tokens * flops_per_token(LLAMA_8B, span=0), rel=0.01)
     half = quality.estimate(measured(), config.model_copy(update={"samples": 500}))
     assert half.flops == pytest.approx(work.flops / 2)

@@ -6,10 +6,10 @@ from math import log
 import pytest
 import torch
 
+from compress.backends.positions import padded
 from compress.meters import aligned, divergence
 from compress.meters.aligned import Divergences, Recut, joined, joined_texts, score_recut
 from compress.meters.divergence import TextScores
-from compress.meters.lm_eval_model import padded
 from tests.meters.bigram import BigramBackend
 
 KEPT = torch.tensor([0, 2, 3, 6])

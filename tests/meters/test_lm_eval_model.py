@@ -7,17 +7,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
+from compress.backends.positions import padded
 from compress.errors import InputError
 from compress.meters import divergence
-from compress.meters.lm_eval_model import (
-    BackendLM,
-    Query,
-    before_end,
-    before_first,
-    padded,
-    rolling_windows,
-    shared_rows,
-)
+from compress.meters.lm_eval_model import BackendLM, before_end, before_first, rolling_windows
+from compress.meters.request_rows import Query, shared_rows
 
 PAIRS = [
     ("The ship behind the hounds", " sails."),
