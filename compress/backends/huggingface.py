@@ -81,10 +81,7 @@ class HuggingFaceBackend(Backend):
     def logits_at(
         self, ids_BT: Tensor, mask_BT: Tensor, rows_N: Tensor, columns_N: Tensor, chunk: int = 256
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """On a GPU only the places asked for pass through the head; on a processor all do, as they always did."""
-        if not self.on_cuda:
-            yield from super().logits_at(ids_BT, mask_BT, rows_N, columns_N, chunk)
-            return
+        """Only the places asked for pass through the head."""
         mask_BT = mask_BT.to(self.device)
         where = {"attention_mask": mask_BT, "position_ids": positions(mask_BT), "use_cache": False}
         yield from self._logits_of_places(ids_BT, rows_N, columns_N, chunk, where)
