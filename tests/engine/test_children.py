@@ -162,7 +162,7 @@ execute(Path(sys.argv[2]), *search(*SLOW, saves=sys.argv[3] == "saves"))
 SLOW = (("fake_write", {"text": "b"}), ("fake_slow", {"steps": 300}))
 
 
-@pytest.fixture(params=["saves", "has nothing to save"])
+@pytest.fixture(params=["saves", pytest.param("has nothing to save", marks=pytest.mark.slow)])
 def working(home, request):
     """A run whose step's second child is at work; its process, the step and the file the child counts in."""
     root = str(Path(__file__).parents[2])

@@ -27,7 +27,7 @@ EXAMPLES = "fewshot_split: test\nnum_fewshot: 3\n"
 DESCRIBED = "description: 'Answer in a word.'\n"
 
 
-@pytest.fixture(scope="module", params=["bos", "no bos"])
+@pytest.fixture(scope="module", params=["bos", pytest.param("no bos", marks=pytest.mark.slow)])
 def chatty(request, tmp_path_factory) -> Artifact:
     """A model that ends its turns with either of two ids, and talks by a template that begins texts itself."""
     folder = tmp_path_factory.mktemp("models") / "chatty"
