@@ -60,6 +60,7 @@ int nvmlDeviceGetMigDeviceHandleByIndex(void *handle, unsigned index, void **par
 #endif
 """
 
+# The library that is stood in for is written in C: without a compiler there is none to load.
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 

@@ -59,7 +59,7 @@ class Backend(ABC):
     """Positions that a call for their logits is worth: more where each costs a copy of the cache."""
 
     shares_prefixes: bool = False
-    """Whether it has `logits_after`, with what reading every row whole would give."""
+    """Whether `logits_after` reads a prefix once, with what reading every row whole would give."""
 
     @abstractmethod
     def logits_chunks(self, ids_BT: Tensor, mask_BT: Tensor, chunk: int = 256) -> Iterator[Tensor]:
@@ -88,11 +88,13 @@ class Backend(ABC):
     def logits_after(
         self, batch: PrefixedBatch, rows_N: Tensor, columns_N: Tensor, chunk: int = 256
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what `logits_at` yields, of rows whose prefixes are read once each.
+        """Yield what `logits_at` yields, of rows whose prefixes are read once each where `shares_prefixes` says so.
 
-        A place is a row and a column of what follows its prefix. Only where `shares_prefixes` says so.
+        A place is a row and a column of what follows its prefix. Here every row is read whole.
         """
-        raise NotImplementedError
+        ids_BS = torch.cat([batch.prefix_ids[batch.prefix_of_row], batch.ids], dim=1)
+        columns_N = columns_N + batch.prefix_ids.shape[1]
+        return self.logits_at(ids_BS, batch.whole_mask(), rows_N, columns_N, chunk)
 
     def close(self) -> None:  # noqa: B027  a runtime without resources has nothing to do
         """Free what the runtime holds."""

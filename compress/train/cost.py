@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 from compress.machine import planned_machine
 from compress.quantities import format_memory
-from compress.records import JsonValue, MemoryItem, ModelSpec, NamedCard, Work
-from compress.train.activations import activations
+from compress.records import MemoryItem, ModelSpec, NamedCard, Work
 from compress.train.launch import Launch
 from compress.train.memory_account import (
     CPU_PROCESS,
@@ -242,9 +241,3 @@ def num_trained(spec: ModelSpec, settings: TrainingSettings) -> int:
         and (targets == "all-linear" or name.removesuffix(".weight").rpartition(".")[2] in targets)
     ]
     return settings.lora.rank * sum(rows + columns for rows, columns in matrices)
-
-
-def activation_bytes_per_token(config: dict[str, JsonValue]) -> int:
-    """Return how much a decoder keeps per token between forward and backward, in mixed precision."""
-    kept = activations(config, in_bf16=True)
-    return kept.layers + kept.outside

@@ -91,20 +91,26 @@ def fit(
         student.train()
         if numerics.device != "cpu":
             torch.cuda.reset_peak_memory_stats()  # trying sizes took as much as there is
-        try:
-            with lookups_add_their_rows(student) if not team.is_launched else nullcontext():
-                _Loop(training, settings, context).run()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise StepFailed(_too_small(training.numerics, error)) from error
-        finally:
-            student.zero_grad(set_to_none=True)
-            recompute_activations(student, False)
-            student.eval()
+        _run(training, settings, context)
     if not training.curve:
         raise StepFailed("in all that was read, no token was to be learned: the rows hold no answers")
     return training.facts()
+
+
+def _run(training: Training, settings: TrainingSettings, context: Context) -> None:
+    """Take all steps, and leave the student as it is used."""
+    student = training.student
+    try:
+        with lookups_add_their_rows(student) if not Team.current().is_launched else nullcontext():
+            _Loop(training, settings, context).run()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StepFailed(_too_small(training.numerics, error)) from error
+    finally:
+        student.zero_grad(set_to_none=True)
+        recompute_activations(student, False)
+        student.eval()
 
 
 def place(objective: nn.Module, numerics: Numerics) -> None:

@@ -1,9 +1,12 @@
 """Rows that go on from a prefix have the logits they have when they are read whole."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from compress.backends.huggingface import HuggingFaceBackend
+from compress.backends.interface import Backend
 from compress.backends.opening import open_artifact
 from compress.backends.positions import padded
 from compress.backends.prefixes import prefixed_batch
@@ -136,3 +139,16 @@ def test_layers_that_round_by_the_rest_of_the_batch_are_read_whole():
     model = tiny_model("llama")
     model.is_loaded_in_8bit = True
     assert not HuggingFaceBackend(model).shares_prefixes
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_backend_that_cannot_share_reads_every_row_whole(family):
+    backend = HuggingFaceBackend(tiny_model(family))
+    batch = prefixed_batch([(5, 6, 7, 8), (5, 6, 7, 9, 4), (3, 2, 8)], [3, 3, 1])
+    rows_N, columns_N = torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 0, 1])
+
+    whole, once = (
+        gathered(logits_after(batch, rows_N, columns_N), 4, backend.vocabulary)
+        for logits_after in (partial(Backend.logits_after, backend), backend.logits_after)
+    )
+    torch.testing.assert_close(whole, once, atol=1e-4, rtol=0)

@@ -68,7 +68,7 @@ def test_all_special_tokens_stay_where_asked_for(tmp_path):
     assert {*UNUSED, *USED} <= tokens_of(tmp_path / "pruned")
 
 
-def test_a_placeholder_named_in_keep_stays(tmp_path):
+def test_an_unused_special_token_named_in_keep_stays(tmp_path):
     start = with_unused_specials(tmp_path / "parent")
     pruned(start, tmp_path / "pruned", target={"tokens": 550}, align=1, keep=("<unused7>",))
     assert tokens_of(tmp_path / "pruned") & {*UNUSED, *USED} == {"<unused7>", *USED} - {"<|spoken|>"}

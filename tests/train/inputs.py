@@ -8,6 +8,7 @@ import torch
 from compress import plugins
 from compress.data.batch import Batch
 from compress.data.tokenizer import Config as TokenizerConfig
+from compress.machine import Card
 from compress.models.checkpoint import quiet
 from compress.models.spec import read_spec
 from compress.records import Artifact, MemoryItem
@@ -19,9 +20,18 @@ SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64, "nu
 SMALL |= {"num_key_value_heads": 2, "head_dim": 8}
 
 
+CARD = Card(
+    name="a card",
+    memory_bytes=80 * 10**9,
+    bf16_flops_per_second=1e15,
+    memory_bytes_per_second=2e12,
+    link_bytes_per_second=5e10,
+)
+
+
 def no_account(conditions: Conditions) -> tuple[MemoryItem, ...]:
     """For a training by one process: only a team divides by an account."""
-    raise NotImplementedError
+    raise AssertionError("one process asked what a team's devices hold")
 
 
 class InMemory:

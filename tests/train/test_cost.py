@@ -1,6 +1,6 @@
 import pytest
 
-from compress.machine import Card, Machine, planning_for
+from compress.machine import Machine, planning_for
 from compress.models.checkpoint import load_model
 from compress.models.layout import spec_from_config
 from compress.quantities import format_memory
@@ -11,7 +11,7 @@ from compress.train.lora import add_adapters
 from compress.train.memory_account import Teaching
 from compress.train.settings import Lora
 from tests.models.tiny import TRAINABLE, tiny_config
-from tests.train.inputs import parent
+from tests.train.inputs import CARD, parent
 
 WHOLE = step.Config(tokens=1024)
 
@@ -38,15 +38,6 @@ def test_without_adapters_all_parameters_learn_and_with_them_less_is_kept(family
 def launched(processes, nodes=1):
     meeting = "head:29400" if nodes > 1 else None
     return WHOLE.model_copy(update={"launch": Launch(processes=processes, nodes=nodes, rendezvous=meeting)})
-
-
-CARD = Card(
-    name="a card",
-    memory_bytes=80 * 10**9,
-    bf16_flops_per_second=1e15,
-    memory_bytes_per_second=2e12,
-    link_bytes_per_second=5e10,
-)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from compress.distill.cache_check import differences
 from compress.distill.comparison import comparison_memory
 from compress.distill.divergences import named
 from compress.distill.objective import Distillation, Recipe
-from compress.machine import Card, Machine, planning_for
+from compress.machine import Machine, planning_for
 from compress.models.checkpoint import auto_class, quiet
 from compress.models.layout import spec_from_config
 from compress.train.activations import activations
@@ -32,6 +32,7 @@ from compress.train.objective import NextToken
 from compress.train.optimizer import adamw
 from compress.train.settings import TrainingSettings
 from tests.models.tiny import tiny_config
+from tests.train.inputs import CARD
 
 LENGTH = 64
 SHAPES = [
@@ -248,15 +249,6 @@ def on_card(settings: TrainingSettings, spec, **conditions):
     with planning_for(Machine(card=CARD, num_cards=8)):
         trained = num_trained(spec, settings)
         return account(spec, settings, trained, None, Conditions(**{**given, **conditions}))
-
-
-CARD = Card(
-    name="a card",
-    memory_bytes=80 * 10**9,
-    bf16_flops_per_second=1e15,
-    memory_bytes_per_second=2e12,
-    link_bytes_per_second=5e10,
-)
 
 
 def test_what_is_kept_grows_with_the_micro_batch_and_not_what_is_held():

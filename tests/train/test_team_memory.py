@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from compress.errors import StepFailed
-from compress.machine import Card, Machine, planning_for
+from compress.machine import Machine, planning_for
 from compress.models.spec import read_spec
 from compress.train import team_memory
 from compress.train.cost import training_memory
@@ -21,15 +21,8 @@ from compress.train.schedule import Schedule
 from compress.train.sharding import DIVIDED
 from compress.train.step import Config
 from compress.train.team_memory import TeamTraining, largest_promised
-from tests.train.inputs import InMemory, countable_ids, parent
+from tests.train.inputs import CARD, InMemory, countable_ids, parent
 
-CARD = Card(
-    name="a card",
-    memory_bytes=80 * 10**9,
-    bf16_flops_per_second=1e15,
-    memory_bytes_per_second=2e12,
-    link_bytes_per_second=5e10,
-)
 CONFIG = Config(tokens=16 * 32 * 2, batch_tokens=16 * 32, learning_rate=1e-3)
 NUMERICS = Numerics(device="cpu", precision="fp32", num_threads=1, micro_batch=1, attention="sdpa")
 
