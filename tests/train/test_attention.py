@@ -44,6 +44,12 @@ FAMILIES = [name for name in TRAINABLE if name != "gemma2"]
 CASES = [*((name, {}) for name in FAMILIES), *WINDOWED.items()]
 
 
+@pytest.fixture(autouse=True)
+def _no_row_is_short(monkeypatch):
+    """Rows here are of 20 tokens, and most tests are about longer ones."""
+    monkeypatch.setattr(attention, "SHORT_ROW", 0)
+
+
 def model_of(family, seed=0, **changes):
     model = tiny_model(family, seed=seed, **changes)
     for module in model.modules():
@@ -103,6 +109,18 @@ def test_documents_of_a_row_are_read_as_each_is_alone(family, changes, recompute
         assert (our is None) == (their is None)
         if our is not None and their is not None:
             torch.testing.assert_close(our, their, rtol=1e-4, atol=2e-5 * float(their.abs().max()))
+
+
+@pytest.mark.parametrize(("family", "changes"), [("llama", {}), ("gpt2", {}), *WINDOWED.items()])
+def test_short_rows_are_read_whole_under_a_mask_and_come_to_the_same(family, changes, monkeypatch):
+    theirs_ND = alone(packed(family, **changes), IDS_BT).detach()
+    monkeypatch.setattr(attention, "SHORT_ROW", 20)
+    model = packed(family, **changes)
+    with inputs_of_kernels() as seen:
+        ours_ND = hidden_states(model, BATCH).detach()
+    torch.testing.assert_close(ours_ND, theirs_ND, rtol=1e-5, atol=1e-5 * float(theirs_ND.abs().max()))
+    assert [query[:1] + query[2:3] for query, *_ in seen] == [(2, 20)] * model.config.num_hidden_layers
+    assert all(mask is not None for _, _, mask, _ in seen)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

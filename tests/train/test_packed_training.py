@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from compress.data.batch import Batch
 from compress.errors import InputError
 from compress.models.checkpoint import quiet
+from compress.train import attention
 from compress.train.loop import fit
 from compress.train.objective import NextToken
 from compress.train.settings import TrainingSettings
@@ -35,7 +36,8 @@ def train(student, folder, **settings):
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_texts_of_a_row_are_computed_alone(recompute, tmp_path):
+def test_texts_of_a_row_are_computed_alone(recompute, tmp_path, monkeypatch):
+    monkeypatch.setattr(attention, "SHORT_ROW", 0)
     with inputs_of_kernels() as seen:
         facts = train(tiny_model("llama", **SMALL), tmp_path, checkpoint_activations=recompute)
     assert facts["attention"] == "packed" and facts["bit_exact"]
