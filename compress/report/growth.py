@@ -31,10 +31,12 @@ def _of(step: StepRecord, before: int, fewer: str) -> Iterator[Finding]:
     share = rows / max(1, size) if isinstance(rows, int) else 0.0
     if size <= before and share <= MOSTLY:
         return
-    text = f"{step.name} is {units.file_size(size)}"
-    text += f", more than {step.parent} ({units.file_size(before)})" if size > before else ""
+    text = f"{step.name}'s weights take {units.file_size(size)}"  # a file holds more than weights
+    text += f", more than {step.parent}'s ({units.file_size(before)})" if size > before else ""
     if share > MUCH:
-        text += f": {units.share(share)} of it are the rows of its vocabulary; {fewer} would make it smaller."
+        text += (
+            f": {units.share(share)} of them are the rows of its vocabulary; {fewer} would make it smaller."
+        )
     else:
-        text += ": its weights are kept in more bits; quantize before it is exported."
+        text += ": they are kept in more bits; quantize before it is exported."
     yield Finding("warn" if size > before else "plain", text)

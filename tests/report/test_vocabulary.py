@@ -67,19 +67,17 @@ def test_a_large_vocabulary_that_no_step_shrinks_is_remarked_on(share, use, stat
     [
         (3.0, 2.5, ", more than"),
         (3.0, 0.1, "kept in more bits"),
-        (0.5, 0.4, "80.0 % of it are the rows"),
+        (0.5, 0.4, "80.0 % of them are the rows"),
         (0.5, 0.1, None),
     ],
 )
-def test_a_file_that_is_larger_than_its_parent_or_mostly_vocabulary_is_remarked_on(size, rows, said):
+def test_weights_that_take_more_than_the_parents_or_are_mostly_vocabulary_are_remarked_on(size, rows, said):
     run = sample_run()
     edge = next(step for step in run.steps if step.kind == "onnx" and step.role == "student")
     parent = run.step(edge.parent).realized.weight_bytes
     made = edge.realized.model_copy(update={"weight_bytes": round(size * parent)})
     run = with_step(run, edge.name, realized=made, facts={"vocabulary_bytes": round(rows * parent)})
     found = [
-        plain(f.text)
-        for f in judge(run).findings
-        if plain(f.text).startswith(f"{edge.name} is ") and "B" in f.text
+        plain(f.text) for f in judge(run).findings if plain(f.text).startswith(f"{edge.name}'s weights take ")
     ]
     assert len(found) == (said is not None) and (said is None or said in found[0])
