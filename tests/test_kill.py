@@ -31,11 +31,11 @@ data:
 evaluate: {tasks: [world_facts], samples: 4}
 profile: {prompt_tokens: [8], new_tokens: 4, repeats: 1}
 steps:
-  - {name: taught, measure: [], use: train, tokens: 120k, batch_tokens: 1024,
+  - {name: taught, measure: [], use: train, tokens: 60k, batch_tokens: 1024,
      learning_rate: 2e-3, checkpoint_seconds: 0.5}
   - {name: shallow, measure: [], use: prune.depth, target: {layers: 2}}
   - {name: narrow, measure: [], use: prune.width, target: {params: 70%}}
-  - {name: recover, measure: [], use: distill, teacher: taught, tokens: 120k, batch_tokens: 1024,
+  - {name: recover, measure: [], use: distill, teacher: taught, tokens: 60k, batch_tokens: 1024,
      checkpoint_seconds: 0.5}
   - {name: int8, measure: [], use: quantize.bitsandbytes, bits: 8}
   - {name: int4, use: quantize.rtn, bits: 4, group_size: 16, from: recover}

@@ -28,6 +28,7 @@ from compress.models.layerwise import LayerwiseModel, Weights
 from compress.models.layout import Layout
 from compress.prune.kept import Kept
 from compress.prune.least_squares import Moments, damped_inverse, refit
+from compress.prune.reconstruction import Passage, Recipe, Reconstruction
 from compress.prune.scratch import Scratch
 from compress.prune.slicing import SlicedWeights, cut
 from compress.prune.stages import Stage, input_of, observing, stages_of
@@ -71,12 +72,17 @@ class Compensation:
         batches: Batches,
         scratch: Scratch,
         strength: Strength,
+        reconstruct: int = 0,
     ) -> None:
+        """reconstruct: steps along the gradient for each layer (`reconstruction`), after its least squares."""
         self.before, self.after, self.kept, self.strength = parent.layout, after, kept, strength
         self.parent = parent
         self.sliced = SlicedWeights(parent.stored, parent.layout, after, kept)
         self.student = LayerwiseModel(self.sliced, after, parent.dtype, device=parent.device, resident=False)
         self.batches = batches
+        self._reconstruction = (
+            Reconstruction(self.student, batches, Recipe(reconstruct)) if reconstruct else None
+        )
         self._parents = scratch.states("parent", batches, self.before.hidden, parent.dtype)
         self._students = scratch.states("student", batches, self.after.hidden, parent.dtype)
         self._entering = scratch.states("entering", batches, self.before.hidden, parent.dtype)
@@ -117,12 +123,21 @@ class Compensation:
                 fit = LayerFit(self, layer, new, old, seen)
                 for stage in stages:
                     fit.refit(stage, is_last=stage is stages[-1])
-                done = fit.weights
+                done = self._reconstructed(new, layer, fit.weights, seen[stages[0].module])
                 save(done)
             else:
                 self.student.assign(new, self.student.weights(new) | done)
             for student in self._students:
                 student.copy_(self.student.run(new, student))
+
+    def _reconstructed(self, new: int, layer: nn.Module, fitted: Weights, read: list[Tensor]) -> Weights:
+        """Return a layer's weights after training it; the parent is past it. read: what its first maps read there."""
+        if self._reconstruction is None:
+            return fitted
+        worth_H = _worth(self._entering, read)
+        channels = self.kept.units.get("hidden", torch.arange(self.before.hidden))
+        passage = Passage(new, layer, self._students, self._parents, channels, worth_H[channels])
+        return self._reconstruction.improve(passage, self.student.weights(new) | fitted)
 
     def _watch_parent(self, teacher: nn.Module, old: int, stages: list[Stage]) -> dict[str, list[Tensor]]:
         """Pass the parent's layer; return what its reading maps read and its writing maps wrote."""
@@ -291,6 +306,21 @@ class LayerFit:
     def _moments(self, num_inputs: int, num_outputs: int) -> Moments:
         parent = self._models.parent
         return Moments(num_inputs, num_outputs, device=parent.device, dtype=parent.dtype)
+
+
+def _worth(hidden: Sequence[Tensor], read: Sequence[Tensor]) -> Tensor:
+    """Return how much of each channel reaches the maps that read it, as energies, on average one: ``[H]``.
+
+    Of the hidden state each token's own scale is taken off, as norms do.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    stands_H, reaches_H = torch.zeros(2, hidden[0].shape[-1])
+    for state, reading in zip(hidden, read, strict=True):
+        energy_NH = state.reshape(-1, state.shape[-1]).float().square()
+        stands_H += (energy_NH / energy_NH.mean(-1, keepdim=True).clamp_min(tiny)).sum(0).cpu()
+        reaches_H += reading.reshape(-1, reading.shape[-1]).float().square().sum(0).cpu()
+    worth_H: Tensor = reaches_H / stands_H.clamp_min(tiny)
+    return worth_H / float(worth_H.mean().clamp_min(tiny))
 
 
 def _head_input(model: LayerwiseModel, ids: Tensor, hidden: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from compress.errors import InputError
 from compress.models.layout import Layout, layout
 from compress.plugins import Context, Prepared
 from compress.prune.interface import importance
-from compress.prune.planning import float_bytes, is_streamed, known_tokens, pruned_spec, pruning_work
-from compress.prune.settings import CompensationSettings, ScoreSettings
+from compress.prune.planning import float_bytes, pruned_spec, pruning_work
+from compress.prune.settings import CompensationSettings, ScoreSettings, few_steps
 from compress.prune.shapes import KEYS
 from compress.prune.target import Target, explicit_shape, shape_for
 from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
@@ -53,13 +53,12 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return the work of refitting what stays."""
-    tokens, streamed = known_tokens(config.tokens, inputs), is_streamed(spec, config.memory)
-    return pruning_work(spec, predict(spec, config), tokens, config.compensate, streamed)
+    return pruning_work(spec, predict(spec, config), config, inputs)
 
 
 def rehearse(config: Config) -> Config:
     """Return settings that fit a tiny model: a mild relative target and few tokens."""
-    return config.model_copy(update={"target": Target(params="80%"), "tokens": 512})
+    return config.model_copy(update={"target": Target(params="80%"), "tokens": 512, **few_steps(config)})
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

@@ -8,6 +8,7 @@ from compress.models.effort import calls_per_pass, opened_bytes, opening, readin
 from compress.models.layout import Layout, WidthAxis, layout
 from compress.models.spec import stored_dtype
 from compress.plugins import texts_of
+from compress.prune.settings import CompensationSettings
 from compress.records import DTYPE_BYTES, ModelSpec, TensorSpec, Work
 
 BATCH_TOKENS = 4096
@@ -27,6 +28,11 @@ REHEARSED_ALIGNMENT: dict[WidthAxis, int] = {"hidden": 16}
 
 CALLS_PER_REFIT = 400
 """Operations for a layer and a batch: hooks, sums, and the maps run again with their new weights."""
+RECONSTRUCTION_TOKENS = 2048
+"""Tokens of a step of training a layer by itself, one sequence at least."""
+CALLS_PER_RECONSTRUCTION = 200
+TRAINED_BYTES = 16
+"""A trained parameter takes, in fp32: itself, its gradient and Adam's two moments."""
 PASSES_OVER_LOGITS = 12
 CALLS_PER_JUDGMENT = 40
 
@@ -71,13 +77,33 @@ def calibrated_work(before: ModelSpec, after: ModelSpec, tokens: int, passes: fl
     )
 
 
-def pruning_work(before: ModelSpec, after: ModelSpec, tokens: int, compensate: bool, streamed: bool) -> Work:
-    """Return the work of cutting a model and, where it is wanted, of refitting what stays."""
-    if not compensate:
+def pruning_work(
+    before: ModelSpec, after: ModelSpec, settings: CompensationSettings, inputs: Mapping[str, ModelSpec]
+) -> Work:
+    """Return the work of cutting a model and, where it is wanted, of refitting and training what stays."""
+    tokens, streamed = known_tokens(settings.tokens, inputs), is_streamed(before, settings.memory)
+    if not settings.compensate:
         moved = Work(bytes_moved=2.0 * after.weight_bytes)
         return calibrated_work(before, after, tokens, 0.0, streamed).plus(moved)
     work = calibrated_work(before, after, tokens, REFITS, streamed)
-    return work.plus(refitting(layout(before.config), layout(after.config), tokens))
+    work = work.plus(refitting(layout(before.config), layout(after.config), tokens))
+    if not settings.reconstruct:
+        return work
+    trained = reconstructing(layout(after.config), settings.reconstruct)
+    together = work.peak_memory_bytes + trained.peak_memory_bytes
+    return work.plus(trained).model_copy(update={"peak_memory_bytes": together})
+
+
+def reconstructing(after: Layout, steps: int) -> Work:
+    """Return the work of training each layer by itself: a forward pass, and a backward pass of twice that."""
+    inside = after.num_parameters - (1 if after.tied else 2) * after.vocab * after.hidden
+    passed = steps * after.num_layers
+    return Work(
+        flops=6.0 * inside * steps * RECONSTRUCTION_TOKENS,
+        bytes_moved=steps * inside * TRAINED_BYTES,
+        num_calls=passed * CALLS_PER_RECONSTRUCTION,
+        peak_memory_bytes=int(inside / after.num_layers * TRAINED_BYTES),
+    )
 
 
 def refitting(before: Layout, after: Layout, tokens: int) -> Work:

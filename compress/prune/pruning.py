@@ -125,8 +125,8 @@ def _compensate(
         if context.stopping:
             context.stop()
 
-    with torch.inference_mode():
-        compensation = Compensation(model, after, kept, batches, scratch, Strength())
+    with torch.no_grad():  # and not in inference mode: what a layer is called with goes into gradients, too
+        compensation = Compensation(model, after, kept, batches, scratch, Strength(), settings.reconstruct)
         compensation.run(save, saved, lambda done, total: context.progress(done, total, "layers"))
     refitted: Weights = {}
     for part in parts:

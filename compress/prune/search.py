@@ -21,13 +21,13 @@ from compress.prune.interface import Unit, importance
 from compress.prune.planning import (
     REHEARSED_ALIGNMENT,
     float_bytes,
-    is_streamed,
     known_tokens,
     pruned_spec,
     pruning_work,
     trying,
 )
 from compress.prune.probe import TrialSettings, wanted_scores
+from compress.prune.settings import few_steps
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, shape_for
 from compress.prune.timings import check_can_be_timed, wanted_timings, with_latency
@@ -114,9 +114,7 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return about what probes and candidates take, and the final refit."""
     after, before = predict(spec, config), layout(spec.config)
-    final = pruning_work(
-        spec, after, known_tokens(config.tokens, inputs), config.compensate, is_streamed(spec, config.memory)
-    )
+    final = pruning_work(spec, after, config, inputs)
     axes = config.axes or ("layers", *default_axes(before))
     trials = PROBES_AN_AXIS * len(axes) + config.candidates
     # Each submission is a process of its own, which opens the model again.
@@ -143,7 +141,7 @@ def rehearse(config: Config) -> Config:
     """Return settings that fit a tiny model: a relative target, sizes for the smallest groups, few candidates."""
     kind, _ = config.target.budget
     target = Target.model_validate({kind: "70%", **({"context": 32} if kind == "latency" else {})})
-    few = {"candidates": 2, "tokens": 512, "trial_tokens": 256}
+    few = {"candidates": 2, "tokens": 512, "trial_tokens": 256, **few_steps(config)}
     recover = {"recover_tokens": None if config.recover_tokens is None else 1024}
     return config.model_copy(update={"target": target, "align": REHEARSED_ALIGNMENT, **few, **recover})
 

@@ -1,8 +1,8 @@
 """Settings that every pruning step shares."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compress.plugins import DataRef, Manner, StepConfig
 from compress.quantities import Count
@@ -40,3 +40,18 @@ class CompensationSettings(CalibrationSettings):
     compensate: bool = True
     """Refit what stays by least squares to the parent's own outputs, layer by layer; no training. See
     ``compress/prune/compensation.py``."""
+    reconstruct: int = Field(default=0, ge=0)
+    """After refitting a layer, train it by itself, for so many steps of 2,048 calibration tokens, to end where the
+    parent's ends. Worth most where much is cut at once and there is text enough: 250 steps on 50k tokens, say. Not done
+    while `prune.search` tries shapes. See ``compress/prune/reconstruction.py``."""
+
+    @model_validator(mode="after")
+    def _only_what_is_refitted_is_trained(self) -> Self:
+        if self.reconstruct and not self.compensate:
+            raise ValueError("reconstruct goes on from refitted layers: it needs compensate: true")
+        return self
+
+
+def few_steps(settings: CompensationSettings) -> dict[str, int]:
+    """Return what a rehearsal changes: layers are trained, if they are, for two steps."""
+    return {"reconstruct": min(2, settings.reconstruct)}

@@ -13,12 +13,10 @@ from compress.prune.interface import Unit, importance
 from compress.prune.planning import (
     REHEARSED_ALIGNMENT,
     float_bytes,
-    is_streamed,
-    known_tokens,
     pruned_spec,
     pruning_work,
 )
-from compress.prune.settings import CompensationSettings, ScoreSettings
+from compress.prune.settings import CompensationSettings, ScoreSettings, few_steps
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, explicit_shape, shape_for
 from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
@@ -75,14 +73,18 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return the work of refitting what stays."""
-    tokens, streamed = known_tokens(config.tokens, inputs), is_streamed(spec, config.memory)
-    return pruning_work(spec, predict(spec, config), tokens, config.compensate, streamed)
+    return pruning_work(spec, predict(spec, config), config, inputs)
 
 
 def rehearse(config: Config) -> Config:
     """Return settings that fit a tiny model: a relative target, sizes that the smallest groups divide, few tokens."""
     return config.model_copy(
-        update={"target": Target(params="70%"), "align": REHEARSED_ALIGNMENT, "tokens": 512}
+        update={
+            "target": Target(params="70%"),
+            "align": REHEARSED_ALIGNMENT,
+            "tokens": 512,
+            **few_steps(config),
+        }
     )
 
 

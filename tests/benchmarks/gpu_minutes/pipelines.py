@@ -27,9 +27,9 @@ data:
 evaluate: {{tasks: [world_facts], samples: 16}}
 profile: {{prompt_tokens: [16], new_tokens: 8, repeats: 3}}
 steps:
-  - {{name: narrow, use: prune.width, target: {{params: 60%}}}}
-  - {{name: recover, use: distill, tokens: {tokens}, batch_tokens: 2048, checkpoint_seconds: 0.5, held_out: heldout,
-     held_out_rows: 8, tasks: [world_facts], task_samples: 8, stop_after: 100{launch}}}
+  - {{name: narrow, measure: [], use: prune.width, target: {{params: 60%}}}}
+  - {{name: recover, measure: [], use: distill, tokens: {tokens}, batch_tokens: 2048, checkpoint_seconds: 0.5,
+     held_out: heldout, held_out_rows: 8, tasks: [world_facts], task_samples: 8, stop_after: 100{launch}}}
   - {{name: int4, use: quantize.rtn, bits: 4, group_size: 32}}
 """
 
