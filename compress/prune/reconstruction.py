@@ -30,7 +30,7 @@ JUDGED = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to follow the gradient (Adam). Tuned on a real model; see ``tests/benchmarks/LOG.md``."""
+    """How to follow the gradient (Adam). Near what was tried in ``tests/benchmarks/LOG.md``, not tuned."""
 
     steps: int
     rate: float = 0.015

@@ -42,8 +42,8 @@ class CompensationSettings(CalibrationSettings):
     ``compress/prune/compensation.py``."""
     reconstruct: int = Field(default=0, ge=0)
     """After refitting a layer, train it by itself, for so many steps of 2,048 calibration tokens, to end where the
-    parent's ends. Worth most where much is cut at once and there is text enough: 250 steps on 50k tokens, say. Not done
-    while `prune.search` tries shapes. See ``compress/prune/reconstruction.py``."""
+    parent's ends; what is no nearer on text held back is not kept. Meant for large cuts, and for text enough that it is
+    not learned by heart. Not done while `prune.search` tries shapes. See ``compress/prune/reconstruction.py``."""
 
     @model_validator(mode="after")
     def _only_what_is_refitted_is_trained(self) -> Self:
