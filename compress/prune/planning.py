@@ -97,11 +97,10 @@ def pruning_work(
 def reconstructing(after: Layout, steps: int) -> Work:
     """Return the work of training each layer by itself: a forward pass, and a backward pass of twice that."""
     inside = after.num_parameters - (1 if after.tied else 2) * after.vocab * after.hidden
-    passed = steps * after.num_layers
     return Work(
         flops=6.0 * inside * steps * RECONSTRUCTION_TOKENS,
         bytes_moved=steps * inside * TRAINED_BYTES,
-        num_calls=passed * CALLS_PER_RECONSTRUCTION,
+        num_calls=steps * after.num_layers * CALLS_PER_RECONSTRUCTION,
         peak_memory_bytes=int(inside / after.num_layers * TRAINED_BYTES),
     )
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from compress import plugins
 from compress.models.checkpoint import load_model
-from compress.models.spec import read_spec
+from compress.models.spec import read_spec, stored_dtype
 from compress.prune import compensation, reconstruction, width
 from compress.prune.compensation import _worth
 from tests.models.tiny import tiny_model, token_ids, write_tiny
@@ -72,7 +72,9 @@ def test_every_axis_can_be_trained_and_streaming_changes_no_byte(family, target,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_trained_in_single_and_stored_as_it_was(dtype, much_text, tmp_path, monkeypatch):
     monkeypatch.setattr("compress.models.layerwise.fast_dtype", lambda stored, device: stored)
-    parent = parent_of(write_tiny(tmp_path / "parent", "llama", dtype=dtype))
+    tiny_model("llama").to(dtype).save_pretrained(tmp_path / "parent")
+    parent = parent_of(tmp_path / "parent")
+    assert stored_dtype(parent.spec) == {torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
     for steps in (0, 40):
         pruned("prune", parent, tmp_path / str(steps), **NARROWED, compensate=True, reconstruct=steps)
     wanted = logits(parent.path)
