@@ -42,16 +42,20 @@ def logits(folder):
         return model(input_ids=few_words(6, 32, seed=1)).logits
 
 
+def check_training_brings_it_nearer(parent, target, folder):
+    for steps in (0, 40):
+        pruned("prune", parent, folder / str(steps), **target, compensate=True, reconstruct=steps)
+    wanted = logits(parent.path)
+    refitted, trained = (float((logits(folder / steps) - wanted).square().mean()) for steps in ("0", "40"))
+    assert trained < refitted
+    assert read_spec(folder / "0").tensors == read_spec(folder / "40").tensors
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trained_student_ends_nearer_to_its_parent(family, much_text, tmp_path):
     parent = parent_of(write_tiny(tmp_path / "parent", family))
     target = HALF | {"target": NARROW.get(family, {"intermediate_size": 32})}
-    for steps in (0, 40):
-        pruned("prune", parent, tmp_path / str(steps), **target, compensate=True, reconstruct=steps)
-    wanted = logits(parent.path)
-    refitted, trained = (float((logits(tmp_path / steps) - wanted).square().mean()) for steps in ("0", "40"))
-    assert trained < refitted
-    assert read_spec(tmp_path / "0").tensors == read_spec(tmp_path / "40").tensors
+    check_training_brings_it_nearer(parent, target, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2", "qwen3_moe"])
@@ -75,12 +79,7 @@ def test_half_precision_is_trained_in_single_and_stored_as_it_was(dtype, much_te
     tiny_model("llama").to(dtype).save_pretrained(tmp_path / "parent")
     parent = parent_of(tmp_path / "parent")
     assert stored_dtype(parent.spec) == {torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
-    for steps in (0, 40):
-        pruned("prune", parent, tmp_path / str(steps), **NARROWED, compensate=True, reconstruct=steps)
-    wanted = logits(parent.path)
-    refitted, trained = (float((logits(tmp_path / steps) - wanted).square().mean()) for steps in ("0", "40"))
-    assert trained < refitted
-    assert read_spec(tmp_path / "0").tensors == read_spec(tmp_path / "40").tensors
+    check_training_brings_it_nearer(parent, NARROWED, tmp_path)
 
 
 def test_a_layer_that_training_makes_worse_stays_as_it_was_refitted(tmp_path, monkeypatch):
