@@ -9,6 +9,7 @@ the student, or has run before (`cache_teacher`).
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -18,13 +19,13 @@ from compress.distill.cache_teacher import CacheSettings
 from compress.distill.comparison import comparison_memory
 from compress.distill.divergences import chosen, named
 from compress.distill.worth import cache_advice, own_teacher_advice
-from compress.plugins import Context, ModelRef, Planned, Prepared, row_length, texts_of
+from compress.plugins import Context, ModelRef, Planned, Prepared, StepConfig, row_length, texts_of
 from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
 from compress.train.cost import beside_cards, training_work
 from compress.train.duration import timed
 from compress.train.memory_account import Teaching, total
-from compress.train.settings import TrainingSettings, rehearsed, trained
+from compress.train.settings import TrainingSettings, check_tasks_template, rehearsed, trained
 
 VERSION = 5
 ACCEPTS = ("hf",)
@@ -146,6 +147,11 @@ def _asked_of_teacher(kept: CacheSettings, asked: Mapping[str, Any]) -> Prepared
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     """Return the parent's spec. Raises `InputError` for a model that cannot be trained here, or not so."""
     return trained(spec, config)
+
+
+def check_tokenizer(folder: Path, config: Config, data: Mapping[str, StepConfig]) -> None:
+    """Raise `InputError` where tasks are to be asked by a chat template that is nowhere."""
+    check_tasks_template(folder, config, data)
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:

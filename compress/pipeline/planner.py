@@ -240,6 +240,7 @@ class Builder:
         config = module.rehearse(step.config) if self.rehearsal else step.config
         try:
             inputs = self._inputs(module, config, step.parent)
+            self._check_tokenizer(module, config, step.parent, inputs)
             if role == "internal" and (
                 same := self._same(step.use, config, step.parent, inputs, ("internal", "baseline"))
             ):
@@ -251,6 +252,15 @@ class Builder:
             raise InputError(f"{step.where}: step '{step.name}': {error}") from error
         self.nodes[node.name] = node.model_copy(update={"is_link": role == "internal"})
         return self.nodes[node.name]
+
+    def _check_tokenizer(
+        self, module: Any, config: StepConfig, parent: str, inputs: Mapping[str, str]
+    ) -> None:
+        given = self.nodes[self._tokenizer_of(parent)].given
+        if hasattr(module, "check_tokenizer") and given is not None:
+            nodes = {field: self.nodes[name] for field, name in inputs.items()}
+            data = {field: node.config for field, node in nodes.items() if node.kind == "tokens"}
+            module.check_tokenizer(given.path, config, data)
 
     def _same(
         self, use: str, config: StepConfig, parent: str, inputs: Mapping[str, str], roles: Sequence[Role]

@@ -1,5 +1,7 @@
 """What every kind of training can be told; `train` and `distill` add only what is their own."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -7,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from compress.data.task_names import check_tasks
 from compress.data.world import DEMO_TASKS, TEXT_TASK
 from compress.errors import InputError
+from compress.models.soundness import check_chat_template
 from compress.models.task import in_words, writes
 from compress.plugins import DataRef, Manner, StepConfig
 from compress.quantities import Count
@@ -86,6 +89,8 @@ class TrainingSettings(StepConfig):
     """lm-eval tasks to watch on the way, by accuracy. You are warned when one falls although the held-out loss does."""
     task_samples: int = Field(default=200, ge=1)
     """Items of each task, the same ones every time."""
+    task_chat_template: bool = False
+    """Ask the tasks by the chat template of the data, else the model's: as `evaluate.chat_template` asks the result."""
     evaluate_every: float = Field(default=0.1, gt=0, le=1)
     """How often to evaluate, as a share of the steps; also before the first and after the last."""
     stop_after: int | None = Field(default=None, ge=1)
@@ -145,6 +150,8 @@ class TrainingSettings(StepConfig):
             raise ValueError(f"'held_out' is the data learned from ('{self.data}'); name other data")
         if self.held_out is None and self.tasks:
             raise ValueError("'tasks' needs 'held_out': a fall is told from bad luck by the loss beside it")
+        if self.task_chat_template and not self.tasks:
+            raise ValueError("'task_chat_template' is how 'tasks' are asked, and there are none")
         if self.held_out is None and self.stop_after is not None:
             raise ValueError("'stop_after' needs 'held_out': training stops by its loss")
         return self
@@ -168,6 +175,15 @@ def trained(spec: ModelSpec, settings: TrainingSettings) -> ModelSpec:
     return spec
 
 
+def check_tasks_template(folder: Path, settings: TrainingSettings, data: Mapping[str, StepConfig]) -> None:
+    """Raise `InputError` where tasks are to be asked by a chat template, and neither tokenizer nor data have one."""
+    if settings.task_chat_template and getattr(data["data"], "chat_template", None) is None:
+        try:
+            check_chat_template(folder)
+        except InputError as error:
+            raise InputError(f"task_chat_template: {error}") from error
+
+
 Settings = TypeVar("Settings", bound=TrainingSettings)
 
 
@@ -175,7 +191,7 @@ def rehearsed(settings: Settings) -> Settings:
     """Return the settings with eight steps of four short sequences, launched if they were: enough to see every part."""
     steps = {"tokens": 2_048, "batch_tokens": 256, "micro_batch": None}
     launch = rehearsed_launch(settings.launch) if settings.launch else None
-    looks = {"held_out_rows": 4, "task_samples": 4, "evaluate_every": 0.5}
+    looks = {"held_out_rows": 4, "task_samples": 4, "task_chat_template": False, "evaluate_every": 0.5}
     tasks = tuple(DEMO_TASKS)[:1] if settings.tasks else ()  # offline, as the demo's texts that are read
     lora = settings.lora and settings.lora.model_copy(update={"rank": min(settings.lora.rank, 4)})
     return settings.model_copy(update={**steps, **looks, "tasks": tasks, "launch": launch, "lora": lora})

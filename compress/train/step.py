@@ -1,13 +1,14 @@
 """Train on text by the next token's cross-entropy: from scratch, or a pruned model without a teacher."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from compress.plugins import Context, Planned, row_length, texts_of
+from compress.plugins import Context, Planned, StepConfig, row_length, texts_of
 from compress.records import Artifact, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
 from compress.train.cost import training_work
 from compress.train.duration import timed
-from compress.train.settings import TrainingSettings, rehearsed, trained
+from compress.train.settings import TrainingSettings, check_tasks_template, rehearsed, trained
 
 VERSION = 4
 ACCEPTS = ("hf",)
@@ -21,6 +22,11 @@ class Config(TrainingSettings):
 def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     """Return the parent's spec. Raises `InputError` for a model that cannot be trained here, or not so."""
     return trained(spec, config)
+
+
+def check_tokenizer(folder: Path, config: Config, data: Mapping[str, StepConfig]) -> None:
+    """Raise `InputError` where tasks are to be asked by a chat template that is nowhere."""
+    check_tasks_template(folder, config, data)
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from compress.data.tokens import PackedTokens
+from compress.data.tokens import PackedTokens, given_template
 from compress.errors import DoesNotFit, InputError
 from compress.models.checkpoint import DTYPES, load_tokenizer, save_model
 from compress.models.pruning_map import copy_map
@@ -107,9 +107,16 @@ def _watch(parent: Artifact, settings: TrainingSettings, context: Context) -> Wa
     tasks = None
     if settings.tasks:
         tokenizer, folder = load_tokenizer(parent.path), context.partial / "tasks"
+        if template := given_template(context.inputs["data"].path):
+            tokenizer.chat_template = template
         tasks = Team.current().leader_first(
             lambda: WatchedTasks(
-                settings.tasks, settings.task_samples, tokenizer, folder, lambda: _heed(context)
+                settings.tasks,
+                settings.task_samples,
+                tokenizer,
+                folder,
+                on_progress=lambda: _heed(context),
+                as_chat=settings.task_chat_template,
             )
         )
     return Watch(PackedTokens.open(held_out.path), settings, context, tasks)

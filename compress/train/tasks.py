@@ -31,8 +31,12 @@ class WatchedTasks:
         tokenizer: PreTrainedTokenizerBase,
         folder: Path,
         on_progress: Callable[[], None] = lambda: None,
+        as_chat: bool = False,
     ) -> None:
-        """`folder`: where the demo tasks may be written. Raises `InputError` for an unknown task."""
+        """`folder`: where the demo tasks may be written; `as_chat`: asked by the tokenizer's chat template.
+
+        Raises `InputError` for an unknown task.
+        """
         # lm-eval takes seconds to import: only where it is asked for.
         from compress.meters.tasks import load_tasks, prepare_few_shot
 
@@ -44,6 +48,7 @@ class WatchedTasks:
         for leaves in self._leaves.values():
             prepare_few_shot(leaves, None)
         self._samples, self._tokenizer, self._on_progress = samples, tokenizer, on_progress
+        self._as_chat = as_chat
 
     def answers(self, model: PreTrainedModel, rows_at_once: int = ROWS_AT_ONCE) -> Answers:
         """Return the model's answers; a team's processes share the items. Raises `InputError` without accuracy."""
@@ -53,7 +58,9 @@ class WatchedTasks:
         with passing_together(model):
             lm = self._asked(model, rows_at_once)
             own = {
-                name: judged(run_tasks(lm, name, leaves, self._samples, (team.rank, team.size)))
+                name: judged(
+                    run_tasks(lm, name, leaves, self._samples, (team.rank, team.size), self._as_chat)
+                )
                 for name, leaves in self._leaves.items()
             }
         parts = team.gathered(own)

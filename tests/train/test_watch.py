@@ -1,14 +1,21 @@
 """A training that is looked at on the way: the same weights, a record of what was seen, and an end in time."""
 
+import json
+import shutil
+from contextlib import nullcontext
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from compress import plugins
 from compress.data.tasks import write_tasks
+from compress.digests import DigestMemo
 from compress.errors import InputError
 from compress.measure import quality
 from compress.models.checkpoint import load_model, load_tokenizer
+from compress.pipeline.planner import make_plan
+from compress.pipeline.schema import load_pipeline
 from compress.records import Artifact, CurvePoint
 from compress.train import checkpoint, step
 from compress.train.held_out import held_out_batches
@@ -16,6 +23,7 @@ from compress.train.objective import NextToken
 from compress.train.settings import TrainingSettings
 from compress.train.tasks import WatchedTasks
 from compress.train.watch import Watch, falls
+from tests.data.chats import MESSAGES, PLAIN, REFUSING
 from tests.fakes import FakeContext
 from tests.train.inputs import InMemory, context, countable_ids, parent, payload, tokens
 from tests.train.test_batches import Marked
@@ -28,6 +36,20 @@ WATCHED = CONFIG.model_copy(
     update={"held_out": "heldout", "held_out_rows": 5, "evaluate_every": 0.25, "task_samples": 6}
 )
 TASKS = WATCHED.model_copy(update={"tasks": ("world_sums", "world_facts")})
+TAUGHT = """version: 1
+name: small
+model: {path: model}
+evaluate: {tasks: [world_facts], samples: 4}
+steps:
+  - {name: tune, use: train, data: chats, tokens: 100k, held_out: heldout, tasks: [world_facts],
+     task_chat_template: true}
+data:
+  heldout: {source: demo, split: heldout, sequence_length: 64, samples: 8}
+  chats:
+    source: jsonl
+    paths: [chats.jsonl]
+    sequence_length: 64
+"""
 DOWNWARDS = countable_ids(num=8).flip(1)
 """What training on rows that count upwards soon unlearns."""
 
@@ -178,6 +200,7 @@ def test_an_objective_may_tell_more_than_its_loss(model, tmp_path, monkeypatch):
         ({"held_out": "recovery"}, "is the data learned from"),
         ({"tasks": ("world_sums",)}, "'tasks' needs 'held_out'"),
         ({"stop_after": 3}, "'stop_after' needs 'held_out'"),
+        ({"task_chat_template": True}, "'task_chat_template' is how 'tasks' are asked, and there are none"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):
@@ -200,3 +223,26 @@ def test_a_task_without_accuracy_is_refused(model, tmp_path):
     tasks = WatchedTasks(["world_text"], 2, load_tokenizer(model.path), tmp_path / "tasks")
     with pytest.raises(InputError, match="'world_text' has no accuracy to watch"):
         tasks.answers(load_model(model.path))
+
+
+@pytest.mark.parametrize("as_chat", [False, True], ids=["as text", "as chat"])
+def test_tasks_are_asked_by_the_template_of_the_data_where_it_is_wanted(model, tmp_path, as_chat):
+    rows = tokens(tmp_path / "tokens").model_copy(update={"key": "other"})
+    given = context(tmp_path / "result", data=rows, held_out=tokens(tmp_path / "heldout", DOWNWARDS))
+    (rows.path / "chat_template.jinja").write_text(REFUSING)
+    with pytest.raises(InputError, match="chat template refuses") if as_chat else nullcontext():
+        step.run(model, TASKS.model_copy(update={"task_chat_template": as_chat}), given)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "tokenizer", "data"])
+def test_the_plan_says_that_there_is_no_template_to_ask_tasks_by(model, tmp_path, where):
+    folder = shutil.copytree(model.path, tmp_path / "model")
+    (tmp_path / "chat.jinja").write_text(PLAIN)
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": list(MESSAGES)}))
+    if where == "tokenizer":
+        (folder / "chat_template.jinja").write_text(PLAIN)
+    (tmp_path / "p.yaml").write_text(TAUGHT + ("    chat_template: chat.jinja\n" if where == "data" else ""))
+    pipeline = load_pipeline(tmp_path / "p.yaml")
+    missing = r"p\.yaml:\d+:\d+: step 'tune': task_chat_template: the tokenizer in .* has no chat template"
+    with pytest.raises(InputError, match=missing) if where == "nowhere" else nullcontext():
+        make_plan(pipeline, DigestMemo(tmp_path / "digests"))
