@@ -37,6 +37,7 @@ class Plan:
     calibration_rows: int = 64
     batch_tokens: int = 2048
     learning_rate: float = 1e-4
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True, order=True)

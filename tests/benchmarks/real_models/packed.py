@@ -24,6 +24,15 @@ def write_rows(model: Path, texts: Path, work: Path, length: int) -> None:
     done.write_text(made_of, encoding="utf-8")
 
 
+def with_vocabulary(model: Path, count: int, corpus: Path, folder: Path) -> Path:
+    """Write the model with only the ids that a packed corpus uses most, once; return its folder."""
+    if not folder.is_dir():
+        settings, new = {"target": {"tokens": count}}, folder.with_name(f"{folder.name}.new")
+        run_step("prune.vocab", model, new, settings, seed=0, inputs={"corpus": corpus})
+        new.replace(folder)
+    return folder
+
+
 def choose_calibration(work: Path, seed: int, count: int) -> None:
     """Write the calibration rows of a seed into ``calibration-SEED``."""
     folder = work / f"calibration-{seed}"
