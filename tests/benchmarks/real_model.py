@@ -3,9 +3,9 @@
     python tests/benchmarks/real_model.py FOLDER [--data FOLDER] [--texts FOLDER] [--target 60%] [--publish]
 
 FOLDER holds ``gemma-3-270m``, a Hugging Face checkpoint. The data's folder (by default the same) holds
-``wikitext2_valid.txt`` (held out), ``blimp/*.jsonl`` and ``crows_pairs_even.jsonl``; the texts' folder (``texts`` in
-FOLDER) pages of English as HTML or plain text, for calibration and recovery. Nothing is downloaded. Where the model or
-the text is missing, it says so and does nothing.
+``wikitext2_valid.txt`` (half of it held out, the other to calibrate with and learn from), ``blimp/*.jsonl`` and
+``crows_pairs_even.jsonl``; the texts' folder pages of English as HTML or plain text, to learn from as well. Nothing is
+downloaded. Where the model or the text is missing, it says so and does nothing.
 
 Written are ``results/real_model.json`` (size, time planned beside time taken, divergence, perplexity, every task, for
 every step) and, with ``--publish``, the rendered report as ``reports/gemma-3-270m.html``.
@@ -14,7 +14,6 @@ every step) and, with ``--publish``, the rendered report as ``reports/gemma-3-27
 import argparse
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +32,8 @@ HERE = Path(__file__).parent
 REPORTS = HERE.parents[1] / "reports"
 NAME = "gemma-3-270m"
 HELD_OUT = "wikitext2_valid.txt"
+SPLITS = {"calibration": ("calibration",), "recovery": ("recovery", "pages"), "heldout": ("heldout",)}
+"""Which texts each of the recipe's data are made of; more than one in equal parts."""
 FIGURES = ("kl_divergence", "same_top_token", "perplexity", "bits_per_byte", "mean_accuracy")
 
 
@@ -43,8 +44,8 @@ def main() -> None:
         print("skipped: it takes a folder with a real model, and the better part of an hour; see --help")
         return
     model, data = options.folder / NAME, options.data or options.folder
-    texts = options.texts or options.folder / "texts"
-    for needed in (model / "config.json", data / HELD_OUT, texts):
+    texts = options.texts
+    for needed in (model / "config.json", data / HELD_OUT, texts or data):
         if not needed.exists():
             print(f"skipped: {needed} is not there")
             return
@@ -86,7 +87,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help=f"holds {NAME}; without it nothing is done")
     parser.add_argument("--data", type=Path, help=f"holds {HELD_OUT}, blimp and crows_pairs_even.jsonl")
-    parser.add_argument("--texts", type=Path, help="pages to calibrate with and learn from")
+    parser.add_argument("--texts", type=Path, help="pages of another kind, to learn from, too")
     parser.add_argument("--target", default="60%", help="what `compress init` is told to keep")
     parser.add_argument("--work", type=Path, default=Path("real-model"), help="where files are put meanwhile")
     parser.add_argument("--quick", action="store_true", help="of `make bench`: there is no quicker way")
@@ -94,19 +95,19 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def recipe(model: Path, data: Path, texts: Path, target: str, work: Path) -> Path:
+def recipe(model: Path, data: Path, texts: Path | None, target: str, work: Path) -> Path:
     """Write what `compress init` makes of the model, with real texts and tasks in place of the demo's."""
     path = work / f"{NAME}.yaml"
     path.unlink(missing_ok=True)
     _compress("init", str(model), "--target", target, "-o", str(path))
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     document["name"] = NAME
-    files = write_splits(texts, work)
-    files["heldout"] = work / "heldout.txt"
-    shutil.copyfile(data / HELD_OUT, files["heldout"])
+    files = write_splits(data / HELD_OUT, texts, work)
     for name, section in document["data"].items():
         kept = {key: value for key, value in section.items() if key not in ("source", "split", "paths")}
-        document["data"][name] = {"source": "text", "paths": [str(files[name])], **kept}
+        parts = [{"source": "text", "paths": [str(files[split])]} for split in SPLITS[name] if split in files]
+        mixed = {"source": "mixture", "parts": parts} if len(parts) > 1 else parts[0]
+        document["data"][name] = {**mixed, **kept}
     tasks = work / "tasks"
     tasks.mkdir(exist_ok=True)
     document["evaluate"] |= {"tasks": write_tasks(data, tasks), "task_folder": str(tasks)}

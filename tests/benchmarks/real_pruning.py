@@ -1,11 +1,12 @@
 """A real pretrained model pruned along every axis: excess loss of our steps beside Minitron's recipe, and recovered.
 
-    python tests/benchmarks/real_pruning.py FOLDER [--data FOLDER] [--texts FOLDER]
-    python tests/benchmarks/real_pruning.py FOLDER … --vocabulary 32k --recover ffn:50% --tokens 1M
+    python tests/benchmarks/real_pruning.py FOLDER [--data FOLDER]
+    python tests/benchmarks/real_pruning.py FOLDER … --texts FOLDER --vocabulary 32k --recover ffn:50% --tokens 1M
 
 FOLDER holds ``gemma-3-270m``, a Hugging Face checkpoint; the data's folder (by default the same) has
-``wikitext2_valid.txt``, which is held out; the texts' folder (``texts`` in FOLDER) pages of English, HTML or plain, for
-calibration and recovery. Nothing is downloaded. Both methods of `pruning/real_methods.py` prune to the same sizes from
+``wikitext2_valid.txt``: its latter half is held out, and calibration rows are of the first, so that both are of a kind.
+The texts' folder has pages of another kind, HTML or plain, to learn from in recovery; ``--calibrate-on pages`` is for
+calibrating on them, too. Nothing is downloaded. Both methods of `pruning/real_methods.py` prune to the same sizes from
 the same calibration rows, which the seed chooses. Finished points are kept in ``--work``: a stopped run goes on, and
 every run writes ``results/real_pruning.json`` from all points there are. ``--quick`` does the same to a tiny model.
 
@@ -28,6 +29,7 @@ from pruning.real_methods import AXES, METHODS
 from pruning.real_points import Bench, Plan, Point, Result
 from real_models import stand_in
 from real_models.packed import choose_calibration, with_vocabulary, write_rows
+from real_models.texts import write_splits
 
 from compress.environment import environment
 from compress.quantities import parse_count
@@ -57,21 +59,23 @@ def main() -> None:
 def run(given: argparse.Namespace, plan: Plan) -> None:
     """Measure the points asked for, one after the other, each kept at once."""
     model, text = given.folder / NAME, (given.data or given.folder) / HELD_OUT
-    texts = given.texts or given.folder / "texts"
-    for needed in (model / "config.json", text, texts):
+    for needed in (model / "config.json", text, given.texts or text):
         if not needed.exists():
             print(f"skipped: {needed} is not there")
             return
-    given.work.mkdir(parents=True, exist_ok=True)
-    write_rows(model, texts, given.work, plan.row_length)
+    plan = replace(plan, calibrated_on=given.calibrate_on, vocabulary=given.vocabulary)
+    work = given.work / given.calibrate_on
+    work.mkdir(parents=True, exist_ok=True)
+    texts = write_splits(text, given.texts, work)
+    write_rows(model, texts, work, plan.row_length)
     if given.vocabulary is not None:
-        plan, corpus = replace(plan, vocabulary=given.vocabulary), given.work / "recovery"
-        given.work /= f"vocabulary-{given.vocabulary}"
-        model = with_vocabulary(model, given.vocabulary, corpus, given.work / NAME)
-        write_rows(model, texts, given.work, plan.row_length)
+        corpus, work = work / "corpus", work / f"vocabulary-{given.vocabulary}"
+        work.mkdir(exist_ok=True)
+        model = with_vocabulary(model, given.vocabulary, corpus, work / NAME)
+        write_rows(model, texts, work, plan.row_length)
     for seed in {*SEEDS, *given.seeds}:
-        choose_calibration(given.work, seed, plan.calibration_rows)
-    bench = Bench(model, text, given.work, plan)
+        choose_calibration(work, given.calibrate_on, seed, plan.calibration_rows)
+    bench = Bench(model, texts["heldout"], work, plan)
     wanted = points(given)
     for number, point in enumerate(wanted, start=1):
         if not bench.file(point).is_file():
@@ -103,7 +107,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help=f"holds {NAME}")
     parser.add_argument("--data", type=Path, help=f"holds {HELD_OUT}")
-    parser.add_argument("--texts", type=Path, help="pages to calibrate with and learn from")
+    parser.add_argument("--texts", type=Path, help="pages of another kind, to learn from")
+    parser.add_argument("--calibrate-on", choices=("calibration", "pages"), default="calibration")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--shares", nargs="+", type=_share, help="of the parameters outside the embedding")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the calibration rows")

@@ -37,6 +37,7 @@ class Plan:
     calibration_rows: int = 64
     batch_tokens: int = 2048
     learning_rate: float = 1e-4
+    calibrated_on: str = "calibration"
     vocabulary: int | None = None
 
 
@@ -97,7 +98,7 @@ class Bench:
 
     @property
     def recovery(self) -> Path:
-        return self.work / "recovery"
+        return self.work / "corpus"
 
     def _pruned(self, point: Point, folder: Path) -> tuple[Path, Result]:
         """Return the pruned model and facts about it; a stopped recovery finds them again."""

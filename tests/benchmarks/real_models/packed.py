@@ -4,22 +4,28 @@ What a seed chooses lies in a folder of its own, so that every method reads thos
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pruning.steps import run_step
 
 from compress.data.tokens import PackedTokens, order
 
-from .texts import write_splits
 
-
-def write_rows(model: Path, texts: Path, work: Path, length: int) -> None:
-    """Pack calibration and recovery text into ``calibration`` and ``recovery``, once for these pages."""
-    made_of, done = json.dumps([str(model.resolve()), str(texts.resolve()), length]), work / "packed.json"
+def write_rows(model: Path, texts: Mapping[str, Path], work: Path, length: int) -> None:
+    """Pack the texts of every split into a folder of its name, and all to learn from into ``corpus``, once."""
+    rows = {split: [path] for split, path in texts.items() if split != "heldout"}
+    rows["corpus"] = [path for split, path in texts.items() if split in ("recovery", "pages")]
+    sizes = {split: [path.stat().st_size for path in paths] for split, paths in rows.items()}
+    made_of, done = json.dumps([str(model.resolve()), sizes, length]), work / "packed.json"
     if done.is_file() and done.read_text(encoding="utf-8") == made_of:
         return
-    for split, path in write_splits(texts, work).items():
-        settings = {"source": "text", "settings": {"paths": [str(path)]}, "sequence_length": length}
+    for split, paths in rows.items():
+        settings = {
+            "source": "text",
+            "settings": {"paths": list(map(str, paths))},
+            "sequence_length": length,
+        }
         run_step("data.pack", model, work / split, settings, seed=0)
     done.write_text(made_of, encoding="utf-8")
 
@@ -33,10 +39,10 @@ def with_vocabulary(model: Path, count: int, corpus: Path, folder: Path) -> Path
     return folder
 
 
-def choose_calibration(work: Path, seed: int, count: int) -> None:
-    """Write the calibration rows of a seed into ``calibration-SEED``."""
+def choose_calibration(work: Path, split: str, seed: int, count: int) -> None:
+    """Write the calibration rows of a seed, from a split, into ``calibration-SEED``."""
     folder = work / f"calibration-{seed}"
-    packed = PackedTokens.open(work / "calibration")
+    packed = PackedTokens.open(work / split)
     if packed.num_sequences < count:
         raise SystemExit(
             f"the texts make {packed.num_sequences} calibration rows where {count} are wanted: add pages"

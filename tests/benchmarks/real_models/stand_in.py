@@ -12,11 +12,11 @@ SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "v
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "query_pre_attn_scalar": 16}
 IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "tie_word_embeddings": True}
 TRAINING = {"tokens": 60_000, "batch_tokens": 1024, "micro_batch": 8, "learning_rate": 5e-3}
-PAGES, DOCUMENTS = 40, 30
+DOCUMENTS = 400
 
 
 def make(folder: Path, name: str, heldout: str) -> None:
-    """Write a model, held-out text and pages of text into `folder` under the names that a real folder has."""
+    """Write a model and a text, half of it to be held out, into `folder` under the names that a real folder has."""
     scratch, source = folder / "scratch", {"source": "demo", "sequence_length": 128, "samples": 480}
     tokenizer = scratch / "tokenizer"
     vocabulary = {"vocabulary": SIZES["vocab_size"]}
@@ -26,11 +26,5 @@ def make(folder: Path, name: str, heldout: str) -> None:
     run_step("train.initialize", tokenizer, scratch / "blank", {"config": config}, seed=1, kind="tokenizer")
     data = {"data": scratch / "data"}
     run_step("train", scratch / "blank", folder / name, TRAINING, seed=1, inputs=data)
-    (folder / heldout).write_text(_text("heldout", 0), encoding="utf-8")
-    (folder / "texts").mkdir()
-    for page in range(PAGES):
-        (folder / "texts" / f"{page}.txt").write_text(_text("calibration", page), encoding="utf-8")
-
-
-def _text(split: world.Split, seed: int) -> str:
-    return "\n\n".join(islice(world.documents(split, seed), DOCUMENTS)) + "\n"
+    written = islice(world.documents("heldout", 0), DOCUMENTS)
+    (folder / heldout).write_text("\n\n".join(written) + "\n", encoding="utf-8")
