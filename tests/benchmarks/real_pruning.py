@@ -6,7 +6,7 @@
 FOLDER holds ``gemma-3-270m``, a Hugging Face checkpoint; the data's folder (by default the same) has
 ``wikitext2_valid.txt``: its latter half is held out, and calibration rows are of the first, so that both are of a kind.
 The texts' folder has pages of another kind, HTML or plain, to learn from in recovery; ``--calibrate-on pages`` is for
-calibrating on them, too. Nothing is downloaded. Both methods of `pruning/real_methods.py` prune to the same sizes from
+calibrating on them, too. Nothing is downloaded. All methods of `pruning/real_methods.py` prune to the same sizes from
 the same calibration rows, which the seed chooses. Finished points are kept in ``--work``: a stopped run goes on, and
 every run writes ``results/real_pruning.json`` from all points there are. ``--quick`` does the same to a tiny model.
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import mean
 
 from pruning import real_points, real_ratios
-from pruning.real_methods import AXES, METHODS
+from pruning.real_methods import AXES, METHODS, RIVAL
 from pruning.real_points import Bench, Plan, Point, Result
 from real_models import stand_in
 from real_models.packed import choose_calibration, with_vocabulary, write_rows
@@ -93,13 +93,13 @@ def points(given: argparse.Namespace) -> list[Point]:
         for seed in given.seeds
         for share in given.shares
         for axis in given.axes
-        for method in METHODS
+        for method in given.methods
     ]
     if given.recover is None:
         return pruned
     axis, share = given.recover
     seeds = given.seeds if given.seeds_given else given.seeds[:1]
-    recovered = [Point(given.tokens, seed, axis, share, method) for seed in seeds for method in METHODS]
+    recovered = [Point(given.tokens, seed, axis, share, method) for seed in seeds for method in given.methods]
     return [*pruned, *recovered] if given.quick else recovered
 
 
@@ -109,6 +109,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help=f"holds {HELD_OUT}")
     parser.add_argument("--texts", type=Path, help="pages of another kind, to learn from")
     parser.add_argument("--calibrate-on", choices=("calibration", "pages"), default="calibration")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=("ours", RIVAL))
     parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--shares", nargs="+", type=_share, help="of the parameters outside the embedding")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the calibration rows")

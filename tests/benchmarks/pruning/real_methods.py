@@ -31,6 +31,8 @@ KEYS = {"ffn": "intermediate_size", "hidden": "hidden_size", "layers": "layers"}
 """What our steps call an axis in their target."""
 JUDGED_SHARE = 1 / 4
 """Of the calibration rows, those that a candidate of Minitron's search is judged on."""
+STEPS = 60
+"""Of `reconstruct` for each layer: about four times over the calibration rows."""
 VERSION = 1
 """Raised when the rival's result changes: its points are then taken again."""
 
@@ -42,6 +44,19 @@ def ours(
     model: Path, calibration: Path, axis: str, share: float, seed: int, out_folder: Path
 ) -> dict[str, Any]:
     """Prune by the project's own step for the axis, with its defaults."""
+    return _by_own_step(model, calibration, axis, share, seed, out_folder)
+
+
+def reconstructed(
+    model: Path, calibration: Path, axis: str, share: float, seed: int, out_folder: Path
+) -> dict[str, Any]:
+    """Prune by the project's own step, each layer then trained to end where the original's ends."""
+    return _by_own_step(model, calibration, axis, share, seed, out_folder, reconstruct=STEPS)
+
+
+def _by_own_step(
+    model: Path, calibration: Path, axis: str, share: float, seed: int, out_folder: Path, **settings: Any
+) -> dict[str, Any]:
     config = read_spec(model).config
     use = {"layers": "prune.depth", "search": "prune.search"}.get(axis, "prune.width")
     if axis == "search":
@@ -49,7 +64,7 @@ def ours(
     else:
         target = {KEYS[axis]: getattr(shape_at(config, axis, share), axis)}
     inputs = {"calibration": calibration}
-    return run_step(use, model, out_folder, {"target": target}, seed=seed, inputs=inputs)
+    return run_step(use, model, out_folder, {"target": target, **settings}, seed=seed, inputs=inputs)
 
 
 def by_minitron(
@@ -76,7 +91,8 @@ def by_minitron(
     return {**facts, "shape": vars(cut.shape), "kept_layers": cut.layers}
 
 
-METHODS: dict[str, Method] = {"ours": ours, "minitron": by_minitron}
+METHODS: dict[str, Method] = {"ours": ours, "reconstructed": reconstructed, "minitron": by_minitron}
+RIVAL = "minitron"
 
 
 def shape_at(config: dict[str, Any], axis: str, share: float) -> Shape:

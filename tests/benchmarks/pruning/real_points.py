@@ -20,7 +20,7 @@ from compress.models.spec import read_spec
 
 from .cutting import Shape
 from .heldout import Heldout, heldout_rows, load
-from .real_methods import METHODS, VERSION, num_inside
+from .real_methods import METHODS, RIVAL, VERSION, num_inside
 from .steps import run_step
 
 OWN_CODE = ("prune", "models")
@@ -154,7 +154,7 @@ class Bench:
         return self.work / "points"
 
     def _key(self, point: Point) -> str:
-        version = own_version() if point.method == "ours" else VERSION
+        version = VERSION if point.method == RIVAL else own_version()
         read = [_digest(self.calibration(point.seed) / "tokens.bin")]
         if point.tokens:
             read.append(_digest(self.recovery / "tokens.bin"))

@@ -7,7 +7,8 @@ the ratio of the means over bootstrap draws.
 Shapes: S seeds, N held-out rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from dataclasses import replace
 from math import exp, inf, log, sqrt
 from typing import Any
 
@@ -16,21 +17,25 @@ from scipy.stats import t
 
 from compress.measure.statistics import Interval
 
+from .real_methods import RIVAL
 from .real_points import Point, Result
 
 DRAWS = 4000
 GOALS = {"before": (0.5, inf), "after": (0.8, 0.9)}
 """What a ratio may be at most, and below what its interval must end, before and after recovery."""
 Array = np.ndarray[Any, np.dtype[np.float64]]
-Group = tuple[int, str, float, str]
-"""Tokens of recovery, axis, share, phase."""
+Group = tuple[int, str, float, str, str]
+"""Tokens of recovery, axis, share, phase, which of our methods."""
 
 
 def targets(found: dict[Point, Result]) -> list[dict[str, Any]]:
-    """Return, for every axis and share that both methods have been measured at, how ours compares."""
-    compared = [_target(group, pairs_S2N) for group, pairs_S2N in _pairs(found)]
-    # A recovered point was pruned as the one that was not: its figure before is no other target.
-    return [target for target in compared if target is not None]
+    """Return, for every axis and share that the rival has been measured at, how each of our methods compares."""
+    compared = dict(_pairs(found))
+    return [
+        _target(group, pairs_S2N)
+        for group, pairs_S2N in compared.items()
+        if not _said_before(group, compared)
+    ]
 
 
 def ratio(pairs_S2N: list[tuple[Array, Array]]) -> Interval | None:
@@ -48,37 +53,43 @@ def ratio(pairs_S2N: list[tuple[Array, Array]]) -> Interval | None:
 
 def table(found: dict[Point, Result]) -> Iterator[str]:
     """Yield the lines of the printed table: mean excess loss of both, and their ratio."""
-    head = f"{'axis':8} {'share':>5} {'recovered on':>12} {'phase':6}  {'ours':>8} {'Minitron':>8}"
-    yield f"{head}   ours / Minitron"
-    for (tokens, axis, share, phase), pairs_S2N in _pairs(found):
+    head = f"{'method':13} {'axis':8} {'share':>5} {'recovered on':>12} {'phase':6}  {'excess':>8} {'Minitron':>8}"
+    yield f"{head}   ratio"
+    for (tokens, axis, share, phase, method), pairs_S2N in _pairs(found):
         ours, theirs = (np.mean([pair[side].mean() for pair in pairs_S2N]) for side in (0, 1))
-        named = f"{axis:8} {share:5.0%} {tokens or '':12} {phase:6}"
+        named = f"{method:13} {axis:8} {share:5.0%} {tokens or '':12} {phase:6}"
         yield f"{named}  {ours:8.4f} {theirs:8.4f}   {_said(ratio(pairs_S2N), pairs_S2N)}"
 
 
 def _pairs(found: dict[Point, Result]) -> Iterator[tuple[Group, list[tuple[Array, Array]]]]:
-    """Yield the excess loss by row of ours and of the rival, for every seed that both were measured with."""
-    groups: dict[Group, dict[int, dict[str, Array]]] = {}
+    """Yield the excess loss by row of one of ours and of the rival, for every seed that both were measured with."""
+    groups: dict[Group, dict[int, tuple[Array, Array]]] = {}
     for point, result in found.items():
-        for phase in [phase for phase in GOALS if phase in result]:
-            group = (point.tokens, point.axis, point.share, phase)
-            of_seed = groups.setdefault(group, {}).setdefault(point.seed, {})
-            of_seed[point.method] = np.array(result[phase]["loss"])
+        rival = found.get(replace(point, method=RIVAL))
+        if point.method == RIVAL or rival is None:
+            continue
+        for phase in [phase for phase in GOALS if phase in result and phase in rival]:
+            group = (point.tokens, point.axis, point.share, phase, point.method)
+            own_N, rival_N = (np.array(each[phase]["loss"]) for each in (result, rival))
+            groups.setdefault(group, {})[point.seed] = (own_N, rival_N)
     for group, seeds in groups.items():
-        if pairs := [(each["ours"], each["minitron"]) for each in seeds.values() if len(each) == 2]:
-            yield group, pairs
+        yield group, list(seeds.values())
 
 
-def _target(group: Group, pairs_S2N: list[tuple[Array, Array]]) -> dict[str, Any] | None:
-    tokens, axis, share, phase = group
-    if tokens and phase == "before":
-        return None
+def _said_before(group: Group, compared: Container[Group]) -> bool:
+    """Whether it is of models before a recovery, pruned as others were that had none: no other target."""
+    tokens, axis, share, phase, method = group
+    return tokens > 0 and phase == "before" and (0, axis, share, phase, method) in compared
+
+
+def _target(group: Group, pairs_S2N: list[tuple[Array, Array]]) -> dict[str, Any]:
+    tokens, axis, share, phase, method = group
     most, end = GOALS[phase]
     found = ratio(pairs_S2N)
     goal = f"at most {most}" + ("" if end == inf else f", interval below {end}")
     after = f"after recovery on {tokens:,} tokens" if phase == "after" else "before recovery"
     return {
-        "name": f"{axis}, {share:.0%}: excess loss, ours / Minitron, {after}",
+        "name": f"{axis}, {share:.0%}: excess loss, {method} / Minitron, {after}",
         "goal": goal,
         "measured": _said(found, pairs_S2N),
         "value": found and found.value,
