@@ -5,8 +5,8 @@
 
 FOLDER holds ``gemma-3-270m``, a Hugging Face checkpoint; the data's folder (by default the same) has
 ``wikitext2_valid.txt``: its latter half is held out, and calibration rows are of the first, so that both are of a kind.
-The texts' folder has pages of another kind, HTML or plain, to learn from in recovery; ``--calibrate-on pages`` is for
-calibrating on them, too. Nothing is downloaded. All methods of `pruning/real_methods.py` prune to the same sizes from
+The texts' folder has pages of another kind, HTML or plain: with ``--calibrate-on pages`` to calibrate on, with
+``--recover-on corpus`` to learn from, too. Nothing is downloaded. All methods of `pruning/real_methods.py` prune to the same sizes from
 the same calibration rows, which the seed chooses. Finished points are kept in ``--work``: a stopped run goes on, and
 every run writes ``results/real_pruning.json`` from all points there are. ``--quick`` does the same to a tiny model.
 
@@ -63,7 +63,12 @@ def run(given: argparse.Namespace, plan: Plan) -> None:
         if not needed.exists():
             print(f"skipped: {needed} is not there")
             return
-    plan = replace(plan, calibrated_on=given.calibrate_on, vocabulary=given.vocabulary)
+    plan = replace(
+        plan,
+        calibrated_on=given.calibrate_on,
+        recovered_on=given.recover_on,
+        vocabulary=given.vocabulary,
+    )
     work = given.work / given.calibrate_on
     work.mkdir(parents=True, exist_ok=True)
     texts = write_splits(text, given.texts, work)
@@ -107,8 +112,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", help=f"holds {NAME}")
     parser.add_argument("--data", type=Path, help=f"holds {HELD_OUT}")
-    parser.add_argument("--texts", type=Path, help="pages of another kind, to learn from")
+    parser.add_argument("--texts", type=Path, help="pages of another kind")
     parser.add_argument("--calibrate-on", choices=("calibration", "pages"), default="calibration")
+    parser.add_argument("--recover-on", choices=("recovery", "corpus"), default="recovery")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=("ours", RIVAL))
     parser.add_argument("--axes", nargs="+", choices=AXES, default=AXES)
     parser.add_argument("--shares", nargs="+", type=_share, help="of the parameters outside the embedding")

@@ -35,9 +35,10 @@ class Plan:
     heldout_rows: int = 24
     row_length: int = 256
     calibration_rows: int = 64
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     learning_rate: float = 1e-4
     calibrated_on: str = "calibration"
+    recovered_on: str = "recovery"
     vocabulary: int | None = None
 
 
@@ -98,7 +99,7 @@ class Bench:
 
     @property
     def recovery(self) -> Path:
-        return self.work / "corpus"
+        return self.work / self.plan.recovered_on
 
     def _pruned(self, point: Point, folder: Path) -> tuple[Path, Result]:
         """Return the pruned model and facts about it; a stopped recovery finds them again."""
