@@ -201,9 +201,8 @@ class Step(Protocol):
     A module may have ``advise(steps: Sequence[Planned]) -> list[str]``: what could be had for less, given all steps of
     the plan that use it and are not done; a line each, shown below the plan.
 
-    A module may have ``check_tokenizer(folder: Path, config, data: Mapping[str, StepConfig])``, which raises
-    `InputError` for what the settings ask and the tokenizer a step starts from cannot do, given how its data are
-    packed; it is asked where that tokenizer is a file already.
+    A module may have ``chat_template_for(config) -> str | None``: the setting for which a step needs a chat template,
+    that of its data or else of its parent's tokenizer. The plan refuses it where neither has one.
 
     A module with ``COMPUTES = False`` makes the same of its inputs on every machine: neither the device nor PyTorch's
     version is in its keys, and what a machine without GPUs made of it is found on one with them.

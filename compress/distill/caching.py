@@ -22,6 +22,7 @@ from compress.distill.cache_teacher import Config
 from compress.distill.signals import About, SignalsWriter
 from compress.distill.targets import Targets, joined, sparse_targets
 from compress.distill.teacher import load_teacher
+from compress.models.determinism import deterministic
 from compress.models.device import default_device
 from compress.plugins import Context
 from compress.records import JsonValue, Record
@@ -29,7 +30,7 @@ from compress.train.allocator import freed_memory_kept
 from compress.train.attention import PACKED, implementation
 from compress.train.fused import slices
 from compress.train.head import OutputHead, hidden_states, output_head, output_matrix
-from compress.train.numerics import chosen_precision, deterministic
+from compress.train.numerics import chosen_precision
 from compress.train.projection import Projection
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings

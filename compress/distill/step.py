@@ -9,7 +9,6 @@ the student, or has run before (`cache_teacher`).
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -19,13 +18,13 @@ from compress.distill.cache_teacher import CacheSettings
 from compress.distill.comparison import comparison_memory
 from compress.distill.divergences import chosen, named
 from compress.distill.worth import cache_advice, own_teacher_advice
-from compress.plugins import Context, ModelRef, Planned, Prepared, StepConfig, row_length, texts_of
+from compress.plugins import Context, ModelRef, Planned, Prepared, row_length, texts_of
 from compress.records import Artifact, JsonValue, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
 from compress.train.cost import beside_cards, training_work
 from compress.train.duration import timed
 from compress.train.memory_account import Teaching, total
-from compress.train.settings import TrainingSettings, check_tasks_template, rehearsed, trained
+from compress.train.settings import TrainingSettings, rehearsed, trained
 
 VERSION = 5
 ACCEPTS = ("hf",)
@@ -149,9 +148,9 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     return trained(spec, config)
 
 
-def check_tokenizer(folder: Path, config: Config, data: Mapping[str, StepConfig]) -> None:
-    """Raise `InputError` where tasks are to be asked by a chat template that is nowhere."""
-    check_tasks_template(folder, config, data)
+def chat_template_for(config: Config) -> str | None:
+    """Return the setting that needs a chat template, if one does."""
+    return "task_chat_template" if config.task_chat_template else None
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:

@@ -78,12 +78,16 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
 
         Raises `InputError` for a tokenizer without one. A template without a system's turn is given none.
         """
-        if not self.tokenizer.chat_template:
+        try:
+            own = self.tokenizer.get_chat_template()
+        except ValueError:
+            own = ""
+        if not own:
             raise InputError(
-                "evaluate: `chat_template: true`, and the model's tokenizer has no chat template. A pretrained model "
-                "has none: leave it out"
+                "tasks are to be asked by a chat template, and the model's tokenizer has no chat template, or several "
+                "and none called 'default'. A pretrained model has none: leave it out"
             )
-        template = dated(self.tokenizer.get_chat_template())
+        template = dated(own)
         heard = [message for message in chat_history if message["role"] != "system"]
         for history in (chat_history, heard):
             try:

@@ -80,18 +80,6 @@ def check_tokenizer_fits(folder: Path, vocabulary: int | None) -> None:
         )
 
 
-def check_chat_template(folder: Path) -> None:
-    """Raise `InputError` for a tokenizer without a chat template."""
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return
-    settings = folder / "tokenizer_config.json"
-    if settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template"):
-        return
-    raise InputError(
-        f"the tokenizer in {folder} has no chat template. A model that was only pretrained has none: leave it out"
-    )
-
-
 def _check_readable(folder: Path) -> None:
     """Raise `InputError` where a SentencePiece model is all there is, and no package to read it."""
     others = ("vocab.json", "vocab.txt", "tekken.json")

@@ -71,10 +71,9 @@ def _measure_quality(builder: "Builder", name: str, evaluate: Evaluate) -> None:
         inputs["tasks"] = _add_tasks(builder)
     with builder.at("evaluate", "tasks"):
         plugins.internal("data.task_names").check_tasks(evaluate.tasks, evaluate.task_folder)
-    given = builder.nodes["original"].given
-    if evaluate.chat_template and given is not None:
+    if evaluate.chat_template:
         with builder.at("evaluate", "chat_template"):
-            plugins.internal("models.soundness").check_chat_template(given.path)
+            builder.check_chat_template("original")
     asked = package_versions(("lm-eval",))
     if evaluate.task_folder:
         asked["task_folder"] = folder_content(evaluate.task_folder, builder.memo)

@@ -240,12 +240,13 @@ class Builder:
         config = module.rehearse(step.config) if self.rehearsal else step.config
         try:
             inputs = self._inputs(module, config, step.parent)
-            self._check_tokenizer(module, config, step.parent, inputs)
             if role == "internal" and (
                 same := self._same(step.use, config, step.parent, inputs, ("internal", "baseline"))
             ):
                 return same
             node = self.add(step.name, step.use, config, role, parent=step.parent, inputs=inputs)
+            if hasattr(module, "chat_template_for") and (asking := module.chat_template_for(config)):
+                self._check_template_of_step(node, asking)
         except _Placed:
             raise
         except InputError as error:
@@ -253,14 +254,27 @@ class Builder:
         self.nodes[node.name] = node.model_copy(update={"is_link": role == "internal"})
         return self.nodes[node.name]
 
-    def _check_tokenizer(
-        self, module: Any, config: StepConfig, parent: str, inputs: Mapping[str, str]
-    ) -> None:
-        given = self.nodes[self._tokenizer_of(parent)].given
-        if hasattr(module, "check_tokenizer") and given is not None:
-            nodes = {field: self.nodes[name] for field, name in inputs.items()}
-            data = {field: node.config for field, node in nodes.items() if node.kind == "tokens"}
-            module.check_tokenizer(given.path, config, data)
+    def _check_template_of_step(self, node: Node, setting: str) -> None:
+        try:
+            self.check_chat_template(node.name)
+        except InputError as error:
+            raise InputError(f"{setting}: {error}") from error
+
+    def check_chat_template(self, model: str) -> None:
+        """Raise `InputError` where a model's tokenizer has no chat template, as far as that is known before any work.
+
+        Training on data that are written by one hands it on.
+        """
+        node = self.nodes[model]
+        data = self.nodes.get(node.inputs.get("data", ""))
+        if node.given is not None:
+            plugins.internal("data.stored_template").check_stored_template(node.given.path)
+        elif node.use == "data.tokenizer":
+            raise InputError("the model's tokenizer is made here and has no chat template: leave it out")
+        elif data is None or getattr(data.config, "chat_template", None) is None:
+            before = node.inputs["tokenizer"] if node.use == "models.adopt" else node.parent
+            if before is not None:
+                self.check_chat_template(before)
 
     def _same(
         self, use: str, config: StepConfig, parent: str, inputs: Mapping[str, str], roles: Sequence[Role]

@@ -27,7 +27,7 @@ from compress.models.family import option
 from compress.models.layerwise import LayerwiseModel, Weights
 from compress.models.layout import Layout
 from compress.prune.kept import Kept
-from compress.prune.least_squares import Moments, damped_inverse, refit
+from compress.prune.least_squares import Moments, Slopes, damped_inverse, refit
 from compress.prune.reconstruction import Passage, Recipe, Reconstruction
 from compress.prune.scratch import Scratch
 from compress.prune.slicing import SlicedWeights, cut
@@ -73,15 +73,19 @@ class Compensation:
         scratch: Scratch,
         strength: Strength,
         reconstruct: int = 0,
+        heed: Callable[[], None] = lambda: None,
     ) -> None:
-        """reconstruct: steps along the gradient for each layer (`reconstruction`), after its least squares."""
+        """reconstruct: steps along the gradient for each layer (`reconstruction`), after its least squares.
+
+        heed: called between such steps, and may raise to stop.
+        """
         self.before, self.after, self.kept, self.strength = parent.layout, after, kept, strength
         self.parent = parent
         self.sliced = SlicedWeights(parent.stored, parent.layout, after, kept)
         self.student = LayerwiseModel(self.sliced, after, parent.dtype, device=parent.device, resident=False)
         self.batches = batches
-        self._reconstruction = (
-            Reconstruction(self.student, batches, Recipe(reconstruct)) if reconstruct else None
+        self.reconstruction = (
+            Reconstruction(self.student, batches, Recipe(reconstruct), heed) if reconstruct else None
         )
         self._parents = scratch.states("parent", batches, self.before.hidden, parent.dtype)
         self._students = scratch.states("student", batches, self.after.hidden, parent.dtype)
@@ -132,12 +136,12 @@ class Compensation:
 
     def _reconstructed(self, new: int, layer: nn.Module, fitted: Weights, read: list[Tensor]) -> Weights:
         """Return a layer's weights after training it; the parent is past it. read: what its first maps read there."""
-        if self._reconstruction is None:
+        if self.reconstruction is None:
             return fitted
         worth_H = _worth(self._entering, read)
         channels = self.kept.units.get("hidden", torch.arange(self.before.hidden))
         passage = Passage(new, layer, self._students, self._parents, channels, worth_H[channels])
-        return self._reconstruction.improve(passage, self.student.weights(new) | fitted)
+        return self.reconstruction.improve(passage, self.student.weights(new) | fitted)
 
     def _watch_parent(self, teacher: nn.Module, old: int, stages: list[Stage]) -> dict[str, list[Tensor]]:
         """Pass the parent's layer; return what its reading maps read and its writing maps wrote."""
@@ -311,16 +315,26 @@ class LayerFit:
 def _worth(hidden: Sequence[Tensor], read: Sequence[Tensor]) -> Tensor:
     """Return how much of each channel reaches the maps that read it, as energies, on average one: ``[H]``.
 
-    Of the hidden state each token's own scale is taken off, as norms do.
+    That is the square of the slope of what is read over the hidden state, from which each token's own scale is taken
+    off as norms do, and its mean where that explains more: a layer norm's bias is no part of it. A channel that never
+    changes tells no slope, and counts like the average of the others.
     """
-    tiny = torch.finfo(torch.float32).tiny
-    stands_H, reaches_H = torch.zeros(2, hidden[0].shape[-1])
+    scaled, deviating = Slopes(hidden[0].shape[-1]), Slopes(hidden[0].shape[-1])
     for state, reading in zip(hidden, read, strict=True):
-        energy_NH = state.reshape(-1, state.shape[-1]).float().square()
-        stands_H += (energy_NH / energy_NH.mean(-1, keepdim=True).clamp_min(tiny)).sum(0).cpu()
-        reaches_H += reading.reshape(-1, reading.shape[-1]).float().square().sum(0).cpu()
-    worth_H: Tensor = reaches_H / stands_H.clamp_min(tiny)
-    return worth_H / float(worth_H.mean().clamp_min(tiny))
+        state_NH, reading_NH = (each.reshape(-1, each.shape[-1]).double().cpu() for each in (state, reading))
+        scaled.add(_to_unit_energy(state_NH), reading_NH)
+        deviating.add(_to_unit_energy(state_NH - state_NH.mean(-1, keepdim=True)), reading_NH)
+    chosen = min(scaled, deviating, key=lambda slopes: slopes.unexplained())
+    changes_H, worth_H = chosen.changes(), chosen.slopes().square()
+    usual = worth_H[changes_H].mean() if bool(changes_H.any()) else worth_H.new_ones(())
+    worth_H = torch.where(changes_H, worth_H, usual)
+    return (worth_H / worth_H.mean().clamp_min(torch.finfo(torch.float32).tiny)).float()
+
+
+def _to_unit_energy(state_NH: Tensor) -> Tensor:
+    return (
+        state_NH * state_NH.square().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).rsqrt()
+    )
 
 
 def _head_input(model: LayerwiseModel, ids: Tensor, hidden: Tensor) -> Tensor:

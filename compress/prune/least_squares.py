@@ -21,6 +21,9 @@ LEAST_DAMPING = 1e-12
 """Where damping starts to grow when it was zero."""
 
 
+LEAST_CHANGE = 1e-6
+"""A channel changes whose variance is more of its energy than this, about what half precision rounds."""
+
 HALVED_ABOVE = 4096
 """Larger matrices are inverted in fp32, so that one of 14,336 inputs (an 8B model's FFN) fits in 3 GB."""
 
@@ -52,6 +55,39 @@ class Moments:
         gram = self.gram.double() - self.num_tokens * torch.outer(mean_x, mean_x)
         cross = self.cross.double() - torch.outer(self.sum_y, mean_x)
         return gram.to(self.dtype), cross.to(self.dtype)
+
+
+class Slopes:
+    """Of y over x, channel by channel, from sums over tokens in fp64. Shapes: N tokens, C channels."""
+
+    def __init__(self, num_channels: int) -> None:
+        self._count = 0
+        self._sums_5C = torch.zeros(5, num_channels, dtype=torch.float64)
+
+    def add(self, x_NC: Tensor, y_NC: Tensor) -> None:
+        self._count += len(x_NC)
+        products = (x_NC, y_NC, x_NC * x_NC, x_NC * y_NC, y_NC * y_NC)
+        self._sums_5C += torch.stack([each.sum(0) for each in products])
+
+    def changes(self) -> Tensor:
+        """Return which channels of x change, beside what half precision rounds: ``[C]``."""
+        variance_C, energy_C = self._moments()[0], self._sums_5C[2] / self._count
+        return variance_C > LEAST_CHANGE * energy_C.clamp_min(LEAST_CHANGE * float(energy_C.mean()))
+
+    def slopes(self) -> Tensor:
+        """Return ``[C]``; zero where x does not change."""
+        variance_C, covariance_C, _ = self._moments()
+        return torch.where(self.changes(), covariance_C / variance_C, 0.0)
+
+    def unexplained(self) -> float:
+        """Return how much of y's variance the slopes leave, over all channels."""
+        _, covariance_C, variance_of_y_C = self._moments()
+        return float((variance_of_y_C - self.slopes() * covariance_C).sum())
+
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return variance of x, covariance, variance of y: ``[C]`` each."""
+        x_C, y_C, xx_C, xy_C, yy_C = self._sums_5C / self._count
+        return xx_C - x_C * x_C, xy_C - x_C * y_C, yy_C - y_C * y_C
 
 
 def refit(weight_OI: Tensor, gram_II: Tensor, cross_OI: Tensor, inverse_II: Tensor) -> Tensor:

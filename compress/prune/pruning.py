@@ -16,6 +16,7 @@ from compress.prune.calibration import Calibration, is_resident, open_calibratio
 from compress.prune.compensation import Compensation, Strength
 from compress.prune.interface import Importance, Unit
 from compress.prune.kept import Kept, top, write_map
+from compress.prune.reconstruction import Reconstruction
 from compress.prune.scratch import Scratch
 from compress.prune.settings import SCORES, CompensationSettings
 from compress.prune.shapes import KEYS, length
@@ -113,6 +114,10 @@ def _compensate(
     scratch = Scratch(None if resident else context.partial, device)
     parts: list[str] = []
 
+    def heed() -> None:
+        if context.stopping:
+            context.stop()
+
     def saved(part: str) -> Weights | None:
         parts.append(part)
         path = context.partial / f"{part}.safetensors"
@@ -122,16 +127,33 @@ def _compensate(
         path = context.partial / f"{part}.safetensors"
         save_file({name: w.cpu().contiguous() for name, w in weights.items()}, path.with_suffix(".new"))
         path.with_suffix(".new").rename(path)
-        if context.stopping:
-            context.stop()
+        heed()
 
     with torch.no_grad():  # and not in inference mode: what a layer is called with goes into gradients, too
-        compensation = Compensation(model, after, kept, batches, scratch, Strength(), settings.reconstruct)
+        compensation = Compensation(
+            model, after, kept, batches, scratch, Strength(), settings.reconstruct, heed
+        )
         compensation.run(save, saved, lambda done, total: context.progress(done, total, "layers"))
+    _tell_of_reconstruction(compensation.reconstruction, after.num_layers, context)
     refitted: Weights = {}
     for part in parts:
         refitted |= load_file(context.partial / f"{part}.safetensors")
     return refitted
+
+
+def _tell_of_reconstruction(reconstruction: Reconstruction | None, num_layers: int, context: Context) -> None:
+    """Warn where training layers brought nothing: the result is that of least squares."""
+    if reconstruction is None:
+        return
+    if not reconstruction.has_enough_text:
+        context.warn(
+            "reconstruct: one calibration sequence is for judging, and there is no other: nothing was trained"
+        )
+    elif reconstruction.num_trained == num_layers and not reconstruction.num_nearer:
+        context.warn(
+            f"reconstruct: none of {num_layers} trained layers came nearer to the original's on text held back; all "
+            "stay as they were refitted: more calibration text or other steps may help"
+        )
 
 
 def with_chosen_layers(before: Layout, after: Layout, layers: Sequence[int]) -> Layout:

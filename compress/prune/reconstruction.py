@@ -14,13 +14,14 @@ channel by how much of it those norms let through, since a hidden state may hold
 Shapes: B sequences of a batch, T tokens, H hidden channels of the student.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from compress.models.determinism import in_one_order
 from compress.models.layerwise import LayerwiseModel, Weights, assign, separate_experts
 from compress.prune.planning import RECONSTRUCTION_TOKENS
 
@@ -64,8 +65,16 @@ class Passage:
 class Reconstruction:
     """The layers of a student, each to be trained while the text stands before it."""
 
-    def __init__(self, student: LayerwiseModel, batches: Sequence[Tensor], recipe: Recipe) -> None:
-        self._student, self._recipe = student, recipe
+    def __init__(
+        self,
+        student: LayerwiseModel,
+        batches: Sequence[Tensor],
+        recipe: Recipe,
+        heed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """heed: called between steps, and may raise to stop; the layer is then trained anew."""
+        self._student, self._recipe, self._heed = student, recipe, heed
+        self.num_trained = self.num_nearer = 0
         places = [(batch, row) for batch, ids in enumerate(batches) for row in range(len(ids))]
         self._judged = places[::JUDGED]
         self._learned = [place for number, place in enumerate(places) if number % JUDGED]
@@ -73,6 +82,11 @@ class Reconstruction:
         self._at_once = min(max(1, RECONSTRUCTION_TOKENS // length), max(1, len(self._learned)))
         for count in {1, self._at_once}:
             student.embed(batches[0][:1].expand(count, length))  # notes how layers are called for so many
+
+    @property
+    def has_enough_text(self) -> bool:
+        """Whether there is a sequence to learn from beside that which is judged by."""
+        return bool(self._learned)
 
     def improve(self, passage: Passage, weights: Weights) -> Weights:
         """Return a layer's weights, trained, or as they are where that brings nothing. The live layer gets them.
@@ -82,9 +96,11 @@ class Reconstruction:
         if not self._learned or not self._recipe.steps:
             return weights
         error = self._judge(passage)
-        trained = self._train(passage, weights)
+        trained = in_one_order(self._student.device, lambda: self._train(passage, weights))
+        self.num_trained += 1
         self._student.assign(passage.number, trained)
         if self._judge(passage) < error:
+            self.num_nearer += 1
             return trained
         self._student.assign(passage.number, weights)
         return weights
@@ -95,6 +111,7 @@ class Reconstruction:
             groups = [{"params": [each], "scale": self._scale(each)} for each in parameters.values()]
             optimizer = torch.optim.Adam(groups, betas=recipe.betas)
             for step in range(recipe.steps):
+                self._heed()
                 for group in optimizer.param_groups:
                     group["lr"] = group["scale"] * self._share(step)
                 chosen = torch.randperm(len(self._learned), generator=chance)[: self._at_once].tolist()

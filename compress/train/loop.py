@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
 from compress.errors import StepFailed, is_out_of_memory
+from compress.models.determinism import has_no_deterministic
 from compress.plugins import Context
 from compress.records import JsonValue
 from compress.train.attention import implementation
@@ -22,7 +23,7 @@ from compress.train.checkpoint import Abandoned
 from compress.train.distributed import Team
 from compress.train.head import check_documents_apart
 from compress.train.memory import fitted, giving_way, recompute_activations, tried_on
-from compress.train.numerics import START, Numerics, applied, has_no_deterministic, keep, resolve
+from compress.train.numerics import START, Numerics, applied, keep, resolve
 from compress.train.objective import Objective
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from compress.data.batch import Batch
 from compress.errors import DoesNotFit, InputError, is_out_of_memory
+from compress.models.determinism import has_no_deterministic
 from compress.train.memory_account import MOMENT_BYTES
-from compress.train.numerics import Numerics, has_no_deterministic
+from compress.train.numerics import Numerics
 from compress.train.schedule import Schedule
 from compress.train.settings import TrainingSettings
 

@@ -4,16 +4,15 @@ A run that is killed and resumed must end in the same bytes, so the second proce
 many threads share a sum or how many sequences share a matrix product.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compress.errors import InputError
+from compress.models.determinism import deterministic, gradients_in_one_order
 from compress.models.device import default_device, has_fast_bf16
 from compress.records import JsonValue, Record
 from compress.train.allocator import freed_memory_kept
@@ -27,10 +26,6 @@ CPU_MICRO_TOKENS = 2_048
 EAGER_TOKENS = 256
 """Up to here whole attention matrices are small, and on a processor in bf16 plain matrix products take a
 third of the time of the fused kernel, whose backward pass is slow."""
-
-
-ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""The best first. All have gradients that are summed in one order where nothing else is allowed."""
 
 
 class Numerics(Record):
@@ -156,7 +151,7 @@ def applied(numerics: Numerics) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(numerics.num_threads)
     try:
-        with _on_processor() if numerics.device == "cpu" else _on_gpu():
+        with _on_processor() if numerics.device == "cpu" else gradients_in_one_order():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -169,41 +164,6 @@ def _on_processor() -> AbstractContextManager[object]:
     grows to several times what is in use.
     """
     return nullcontext() if Team.current().is_launched else freed_memory_kept()
-
-
-@contextmanager
-def _on_gpu() -> Iterator[None]:
-    """Prefer deterministic algorithms, and never take cuDNN's attention, whose gradient may have none."""
-    with deterministic(warn_only=True), sdpa_kernel(ATTENTION_KERNELS, set_priority=True):
-        yield
-
-
-@contextmanager
-def deterministic(warn_only: bool) -> Iterator[None]:
-    """Use deterministic algorithms on GPUs inside this block; without `warn_only` no others.
-
-    Attention's backward pass is deterministic only where no others are allowed. Raises `RuntimeError`
-    (`has_no_deterministic`) for an operation that has no such algorithm.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    memory: Any = torch.utils.deterministic
-    fills = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=warn_only)
-    memory.fill_uninitialized_memory = False  # filling takes time, and nothing reads such memory
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        memory.fill_uninitialized_memory = fills
-
-
-def has_no_deterministic(error: BaseException) -> bool:
-    """Whether an operation was refused because it has no deterministic algorithm."""
-    return "does not have a deterministic implementation" in str(error)
 
 
 def chosen_precision(setting: Literal["auto", "bf16", "fp32"], device: str) -> Literal["bf16", "fp32"]:

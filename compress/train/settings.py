@@ -1,7 +1,5 @@
 """What every kind of training can be told; `train` and `distill` add only what is their own."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -9,7 +7,6 @@ from pydantic import Field, field_validator, model_validator
 from compress.data.task_names import check_tasks
 from compress.data.world import DEMO_TASKS, TEXT_TASK
 from compress.errors import InputError
-from compress.models.soundness import check_chat_template
 from compress.models.task import in_words, writes
 from compress.plugins import DataRef, Manner, StepConfig
 from compress.quantities import Count
@@ -173,15 +170,6 @@ def trained(spec: ModelSpec, settings: TrainingSettings) -> ModelSpec:
         raise InputError(f"tasks: '{TEXT_TASK}' has no accuracy to watch; name tasks that are answered")
     check_tasks(settings.tasks)
     return spec
-
-
-def check_tasks_template(folder: Path, settings: TrainingSettings, data: Mapping[str, StepConfig]) -> None:
-    """Raise `InputError` where tasks are to be asked by a chat template, and neither tokenizer nor data have one."""
-    if settings.task_chat_template and getattr(data["data"], "chat_template", None) is None:
-        try:
-            check_chat_template(folder)
-        except InputError as error:
-            raise InputError(f"task_chat_template: {error}") from error
 
 
 Settings = TypeVar("Settings", bound=TrainingSettings)

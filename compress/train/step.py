@@ -1,14 +1,13 @@
 """Train on text by the next token's cross-entropy: from scratch, or a pruned model without a teacher."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from compress.plugins import Context, Planned, StepConfig, row_length, texts_of
+from compress.plugins import Context, Planned, row_length, texts_of
 from compress.records import Artifact, ModelSpec, Outcome, Work
 from compress.train.advice import training_advice
 from compress.train.cost import training_work
 from compress.train.duration import timed
-from compress.train.settings import TrainingSettings, check_tasks_template, rehearsed, trained
+from compress.train.settings import TrainingSettings, rehearsed, trained
 
 VERSION = 4
 ACCEPTS = ("hf",)
@@ -24,9 +23,9 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     return trained(spec, config)
 
 
-def check_tokenizer(folder: Path, config: Config, data: Mapping[str, StepConfig]) -> None:
-    """Raise `InputError` where tasks are to be asked by a chat template that is nowhere."""
-    check_tasks_template(folder, config, data)
+def chat_template_for(config: Config) -> str | None:
+    """Return the setting that needs a chat template, if one does."""
+    return "task_chat_template" if config.task_chat_template else None
 
 
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:

@@ -109,6 +109,10 @@ def _watch(parent: Artifact, settings: TrainingSettings, context: Context) -> Wa
         tokenizer, folder = load_tokenizer(parent.path), context.partial / "tasks"
         if template := given_template(context.inputs["data"].path):
             tokenizer.chat_template = template
+        if settings.task_chat_template and not tokenizer.chat_template:
+            raise InputError(
+                "task_chat_template: neither the model's tokenizer nor the data have a chat template to ask tasks by"
+            )
         tasks = Team.current().leader_first(
             lambda: WatchedTasks(
                 settings.tasks,

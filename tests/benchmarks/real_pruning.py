@@ -6,9 +6,10 @@
 FOLDER holds ``gemma-3-270m``, a Hugging Face checkpoint; the data's folder (by default the same) has
 ``wikitext2_valid.txt``: its latter half is held out, and calibration rows are of the first, so that both are of a kind.
 The texts' folder has pages of another kind, HTML or plain: with ``--calibrate-on pages`` to calibrate on, with
-``--recover-on corpus`` to learn from, too. Nothing is downloaded. All methods of `pruning/real_methods.py` prune to the same sizes from
-the same calibration rows, which the seed chooses. Finished points are kept in ``--work``: a stopped run goes on, and
-every run writes ``results/real_pruning.json`` from all points there are. ``--quick`` does the same to a tiny model.
+``--recover-on corpus`` to learn from, too. Nothing is downloaded. All methods of `pruning/real_methods.py` prune to the
+same sizes from the same calibration rows, which the seed chooses. Finished points are kept in ``--work``: a stopped run
+goes on, and every run writes ``results/real_pruning.json`` from all points there are. ``--quick`` does the same to a
+tiny model.
 
 Two thirds of this model are the embedding, and most time goes to its 262,144 logits a token. ``--vocabulary 32k``
 first cuts it to the ids the texts use most, and what is left is the original that everything is held against.

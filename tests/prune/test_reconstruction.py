@@ -1,12 +1,15 @@
 """Layers of a pruned model, each trained by itself to end where the parent's ends."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from compress import plugins
 from compress.models.checkpoint import load_model
@@ -51,6 +54,19 @@ def check_training_brings_it_nearer(parent, target, folder):
     assert read_spec(folder / "0").tensors == read_spec(folder / "40").tensors
 
 
+def warnings_of(parent, folder, steps, **settings):
+    """What is said of a training that brings nothing; without training nothing is."""
+    said = {}
+    for number in (0, steps):
+        step = plugins.step("prune")
+        config = step.Config(**NARROWED, reconstruct=number, **settings)
+        ready = prepared_context(step, config, parent, folder / str(number))
+        step.run(parent, config, ready)
+        said[number] = ready.warnings
+    assert said[0] == []
+    return said[steps]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trained_student_ends_nearer_to_its_parent(family, much_text, tmp_path):
     parent = parent_of(write_tiny(tmp_path / "parent", family))
@@ -86,9 +102,9 @@ def test_a_layer_that_training_makes_worse_stays_as_it_was_refitted(tmp_path, mo
     wild = replace(reconstruction.Recipe(0), rate=50.0)
     monkeypatch.setattr(compensation, "Recipe", lambda steps: replace(wild, steps=steps))
     parent = parent_of(write_tiny(tmp_path / "parent", "llama"))
-    for steps in (0, 5):
-        pruned("prune", parent, tmp_path / str(steps), **HALF, compensate=True, reconstruct=steps)
+    said = warnings_of(parent, tmp_path, steps=5)
     assert payload(tmp_path / "0") == payload(tmp_path / "5")
+    assert len(said) == 1 and "none of 4 trained layers came nearer" in said[0]
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -109,9 +125,28 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(after, tmp_path):
 
 def test_one_sequence_is_too_little_to_judge_by_and_nothing_is_trained(tmp_path):
     parent = parent_of(write_tiny(tmp_path / "parent", "llama"))
-    for steps in (0, 5):
-        pruned("prune", parent, tmp_path / str(steps), **HALF, compensate=True, reconstruct=steps, tokens=16)
+    said = warnings_of(parent, tmp_path, steps=5, tokens=16)
     assert payload(tmp_path / "0") == payload(tmp_path / "5")
+    assert len(said) == 1 and "nothing was trained" in said[0]
+
+
+def test_a_stop_is_heeded_between_two_steps_of_a_layer():
+    heeded = count()
+
+    def heed():
+        if next(heeded) == 3:
+            raise Stopped
+
+    layer, entering = nn.Linear(4, 4), torch.randn(9, 2, 4)
+    model = SimpleNamespace(
+        embed=lambda ids: None, run=lambda _, x: layer(x), device="cpu", dtype=torch.float32, layout=None
+    )
+    training = reconstruction.Reconstruction(model, [torch.zeros(9, 2)], reconstruction.Recipe(100), heed)
+    training._trainable = lambda *_: nullcontext(dict(layer.named_parameters()))
+    passage = reconstruction.Passage(0, layer, [entering], [entering], torch.arange(4), torch.ones(4))
+    with pytest.raises(Stopped):
+        training.improve(passage, {})
+    assert next(heeded) == 4 and training.num_trained == 0
 
 
 def test_what_is_not_refitted_is_not_trained():
@@ -137,3 +172,26 @@ def test_a_channel_is_worth_what_its_norm_lets_through():
         hidden = 10 * torch.randn(4, 8, len(norm.weight)) * torch.rand(len(norm.weight))
         expected = norm.weight.square() / norm.weight.square().mean()
         torch.testing.assert_close(_worth(list(hidden.split(2)), list(norm(hidden).split(2))), expected)
+
+
+@pytest.mark.parametrize("still", [0.0, 1e-6, 1e-3, 1e-2])
+def test_a_layer_norms_bias_and_a_channel_that_is_still_are_no_worth(still):
+    norm = nn.LayerNorm(64)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(64) + 0.1)
+        norm.bias.fill_(1.0)
+        hidden = 10 * torch.randn(4, 32, 64)
+        hidden[..., 5] = still
+        expected = norm.weight.square() / norm.weight.square().mean()
+        found = _worth(list(hidden.split(2)), list(norm(hidden).split(2)))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+def test_a_channel_that_never_changes_counts_like_the_others():
+    norm = tiny_model("llama").model.layers[0].input_layernorm
+    with torch.no_grad():
+        hidden = torch.randn(4, 8, len(norm.weight))
+        hidden[..., 3] = 0
+        expected = norm.weight.square()
+        expected[3] = (expected.sum() - expected[3]) / (len(expected) - 1)
+        torch.testing.assert_close(_worth([hidden], [norm(hidden)]), expected / expected.mean())

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from compress.data.batch import Batch
+from compress.models.determinism import deterministic
 from compress.train import attention
 from compress.train.attention import as_mask, packed_attention
-from compress.train.numerics import deterministic
 
 pytestmark = pytest.mark.gpu
 

@@ -41,15 +41,20 @@ name: small
 model: {path: model}
 evaluate: {tasks: [world_facts], samples: 4}
 steps:
-  - {name: tune, use: train, data: chats, tokens: 100k, held_out: heldout, tasks: [world_facts],
+STEPS  - {name: tune, use: train, data: chats, tokens: 100k, held_out: heldout, tasks: [world_facts],
      task_chat_template: true}
 data:
   heldout: {source: demo, split: heldout, sequence_length: 64, samples: 8}
+  taught: {source: jsonl, paths: [chats.jsonl], sequence_length: 64, chat_template: chat.jinja}
   chats:
     source: jsonl
     paths: [chats.jsonl]
     sequence_length: 64
 """
+BEFORE = {
+    "before": "  - {name: sft, use: train, data: taught, tokens: 100k}\n",
+    "vocabulary": "  - {name: cut, use: prune.vocab, target: {tokens: 256}, corpus: heldout}\n",
+}
 DOWNWARDS = countable_ids(num=8).flip(1)
 """What training on rows that count upwards soon unlearns."""
 
@@ -234,15 +239,65 @@ def test_tasks_are_asked_by_the_template_of_the_data_where_it_is_wanted(model, t
         step.run(model, TASKS.model_copy(update={"task_chat_template": as_chat}), given)
 
 
-@pytest.mark.parametrize("where", ["nowhere", "tokenizer", "data"])
-def test_the_plan_says_that_there_is_no_template_to_ask_tasks_by(model, tmp_path, where):
+def of(template):
+    return json.dumps({"chat_template": template})
+
+
+NAMED = [{"name": "other", "template": PLAIN}]
+STORED = {
+    "nowhere": ({}, "", "the tokenizer in .* has no chat template"),
+    "a processor's": ({"chat_template.json": of(PLAIN)}, "", "has no chat template"),
+    "empty": ({"chat_template.jinja": ""}, "", "has no chat template"),
+    "by other names": ({"tokenizer_config.json": of(NAMED)}, "", "called 'other', and none called 'default'"),
+    "broken": ({"chat_template.jinja": "{% for"}, "", r"chat_template\.jinja:1: no valid chat template"),
+    "made here": ({}, "made", "tokenizer is made here and has no chat template"),
+    "beside the model": ({"chat_template.jinja": PLAIN}, "", None),
+    "in its settings": ({"tokenizer_config.json": of(PLAIN)}, "", None),
+    "by name": (
+        {"tokenizer_config.json": of([*NAMED, {"name": "default", "template": PLAIN}])},
+        "",
+        None,
+    ),
+    "in the data": ({}, "data", None),
+    "learned before": ({}, "before", None),
+    "not learned before": ({}, "vocabulary", "has no chat template"),
+}
+
+
+@pytest.mark.parametrize("files, where, message", STORED.values(), ids=STORED)
+def test_the_plan_knows_whether_there_is_a_template_to_ask_tasks_by(model, tmp_path, files, where, message):
     folder = shutil.copytree(model.path, tmp_path / "model")
     (tmp_path / "chat.jinja").write_text(PLAIN)
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": list(MESSAGES)}))
-    if where == "tokenizer":
-        (folder / "chat_template.jinja").write_text(PLAIN)
-    (tmp_path / "p.yaml").write_text(TAUGHT + ("    chat_template: chat.jinja\n" if where == "data" else ""))
+    for name, text in files.items():
+        kept = json.loads((folder / name).read_text()) if name == "tokenizer_config.json" else {}
+        (folder / name).write_text(json.dumps({**kept, **json.loads(text)}) if kept else text)
+    text = TAUGHT.replace("STEPS", BEFORE.get(where, ""))
+    text = (
+        text.replace("model: {path: model", "model: {path: model, tokenizer: bytes")
+        if where == "made"
+        else text
+    )
+    (tmp_path / "p.yaml").write_text(text + ("    chat_template: chat.jinja\n" if where == "data" else ""))
     pipeline = load_pipeline(tmp_path / "p.yaml")
-    missing = r"p\.yaml:\d+:\d+: step 'tune': task_chat_template: the tokenizer in .* has no chat template"
-    with pytest.raises(InputError, match=missing) if where == "nowhere" else nullcontext():
+    refused = message and rf"p\.yaml:\d+:\d+: step 'tune': task_chat_template: .*{message}"
+    with pytest.raises(InputError, match=refused) if message else nullcontext():
         make_plan(pipeline, DigestMemo(tmp_path / "digests"))
+
+
+def test_evaluation_is_refused_for_the_same_reasons(model, tmp_path):
+    shutil.copytree(model.path, tmp_path / "model")
+    (tmp_path / "p.yaml").write_text(
+        "version: 1\nname: small\nmodel: {path: model, tokenizer: bytes}\n"
+        "evaluate: {tasks: [world_facts], samples: 4, chat_template: true}\n"
+        "steps:\n  - {name: int8, use: quantize.rtn, bits: 8}\n"
+    )
+    with pytest.raises(InputError, match=r"evaluate\.chat_template: .* made here and has no chat template"):
+        make_plan(load_pipeline(tmp_path / "p.yaml"), DigestMemo(tmp_path / "digests"))
+
+
+def test_data_without_conversations_hand_on_no_template_and_the_step_says_so_at_once(model, tmp_path):
+    given = context(tmp_path / "result", held_out=tokens(tmp_path / "heldout", DOWNWARDS))
+    given.inputs["held_out"] = given.inputs["held_out"].model_copy(update={"key": "heldout"})
+    with pytest.raises(InputError, match="task_chat_template: neither the model's tokenizer nor the data"):
+        step.run(model, TASKS.model_copy(update={"task_chat_template": True}), given)

@@ -29,5 +29,5 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _cell(found: list[float] | None, rival: float | None, method: str) -> str:
     if not found:
         return ""
-    share = "" if rival is None or method == "minitron" else f" ({mean(found) / rival:.2f} ×)"
+    share = "" if rival is None or method == "minitron" else f" ({mean(found) / rival:.2f} x)"
     return f"{mean(found):.3f}{share}"
