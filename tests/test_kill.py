@@ -14,7 +14,7 @@ from compress.digests import file_digest
 from compress.engine.runs import all_runs
 from compress.engine.store import Store
 
-KILLS = 10
+KILLS = 6
 
 PIPELINE = """
 version: 1
