@@ -42,6 +42,9 @@ Save = Callable[[str, Weights], None]
 Saved = Callable[[str], Weights | None]
 """Returns what `Save` kept of a part, ``None`` when there is nothing yet."""
 
+WIDE_TOKENS = 1024
+"""Tokens whose hidden states are in fp64 at once."""
+
 HEAD_ROWS = 16384
 """Rows of the output head refitted at once: bounds the memory of a large vocabulary."""
 
@@ -320,10 +323,12 @@ def _worth(hidden: Sequence[Tensor], read: Sequence[Tensor]) -> Tensor:
     changes tells no slope, and counts like the average of the others.
     """
     scaled, deviating = Slopes(hidden[0].shape[-1]), Slopes(hidden[0].shape[-1])
-    for state, reading in zip(hidden, read, strict=True):
-        state_NH, reading_NH = (each.reshape(-1, each.shape[-1]).double().cpu() for each in (state, reading))
-        scaled.add(_to_unit_energy(state_NH), reading_NH)
-        deviating.add(_to_unit_energy(state_NH - state_NH.mean(-1, keepdim=True)), reading_NH)
+    for batch in zip(hidden, read, strict=True):
+        parts = (each.reshape(-1, each.shape[-1]).split(WIDE_TOKENS) for each in batch)
+        for state_NH, reading_NH in zip(*parts, strict=True):
+            state_NH, reading_NH = state_NH.double(), reading_NH.double()
+            scaled.add(_to_unit_energy(state_NH), reading_NH)
+            deviating.add(_to_unit_energy(state_NH - state_NH.mean(-1, keepdim=True)), reading_NH)
     chosen = min(scaled, deviating, key=lambda slopes: slopes.unexplained())
     changes_H, worth_H = chosen.changes(), chosen.slopes().square()
     usual = worth_H[changes_H].mean() if bool(changes_H.any()) else worth_H.new_ones(())

@@ -13,7 +13,7 @@ from compress.prune.target import Target, explicit_shape, shape_for
 from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 3
+VERSION = 4
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 

@@ -67,7 +67,7 @@ class Slopes:
     def add(self, x_NC: Tensor, y_NC: Tensor) -> None:
         self._count += len(x_NC)
         products = (x_NC, y_NC, x_NC * x_NC, x_NC * y_NC, y_NC * y_NC)
-        self._sums_5C += torch.stack([each.sum(0) for each in products])
+        self._sums_5C += torch.stack([each.sum(0) for each in products]).cpu()
 
     def changes(self) -> Tensor:
         """Return which channels of x change, beside what half precision rounds: ``[C]``."""

@@ -22,7 +22,7 @@ from compress.prune.target import Size, Target, explicit_shape, shape_for
 from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 2
+VERSION = 3
 ACCEPTS = ("hf",)
 PRODUCES = "hf"
 
