@@ -324,7 +324,7 @@ def _worth(hidden: Sequence[Tensor], read: Sequence[Tensor]) -> Tensor:
     """
     scaled, deviating = Slopes(hidden[0].shape[-1]), Slopes(hidden[0].shape[-1])
     for batch in zip(hidden, read, strict=True):
-        parts = (each.reshape(-1, each.shape[-1]).split(WIDE_TOKENS) for each in batch)
+        parts = (torch.split(each.reshape(-1, each.shape[-1]), WIDE_TOKENS) for each in batch)
         for state_NH, reading_NH in zip(*parts, strict=True):
             state_NH, reading_NH = state_NH.double(), reading_NH.double()
             scaled.add(_to_unit_energy(state_NH), reading_NH)
