@@ -82,15 +82,17 @@ def measure(artifact: Artifact, config: Config, context: Context) -> list[Measur
     from compress.backends.opening import open_artifact
     from compress.data.tokens import PackedTokens
     from compress.measure.segmentation import anew, as_it_is, by_both
-    from compress.models.checkpoint import load_tokenizer
+    from compress.models.checkpoint import load_tokenizers
     from compress.models.token_map import mapped_ids
 
     original = context.inputs.get("original", artifact)
     text = PackedTokens.open(context.inputs["text"].path)
     rows_ST = text.rows(0, config.sequences or text.num_sequences)
-    tokenizer, own_tokenizer = load_tokenizer(original.path), load_tokenizer(artifact.path)
+    tokenizer, own_tokenizer = load_tokenizers(original.path, artifact.path)
     # Every token of the original must mean the same here; further ones do no harm.
-    comparable = tokenizer.get_vocab().items() <= own_tokenizer.get_vocab().items()
+    comparable = (
+        tokenizer is own_tokenizer or tokenizer.get_vocab().items() <= own_tokenizer.get_vocab().items()
+    )
     original_ids = None if comparable else mapped_ids(artifact.path, original.path)
     related = (comparable or original_ids is not None) and original.key != artifact.key
     teacher = _with_states(_open_original(original, artifact, context), context) if related else None

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from compress.errors import InputError, StepFailed
 from compress.models.rounded import unpack_where_unfit
-from compress.models.spec import copy_tokenizer, read_config, read_spec, stored_dtype
+from compress.models.spec import copy_tokenizer, has_same_tokenizer, read_config, read_spec, stored_dtype
 from compress.models.task import class_of, in_words, task_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -95,6 +95,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder} has no tokenizer transformers can read: {error}") from error
     return tokenizer
+
+
+def load_tokenizers(first: Path, second: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase]:
+    """Return the tokenizers of two folders, one for both where they are the same: 262,144 ids take seconds to read."""
+    tokenizer = load_tokenizer(first)
+    return tokenizer, tokenizer if has_same_tokenizer(first, second) else load_tokenizer(second)
 
 
 @contextmanager

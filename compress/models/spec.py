@@ -3,6 +3,7 @@
 Whatever is wrong with a checkpoint is said here, before any work, in words that tell what to do about it.
 """
 
+import filecmp
 import json
 import shutil
 from pathlib import Path
@@ -71,6 +72,30 @@ def stored_dtype(spec: ModelSpec) -> str:
         if tensor.dtype in totals:
             totals[tensor.dtype] += tensor.num_elements
     return max(totals, key=lambda dtype: totals[dtype])
+
+
+def has_same_tokenizer(first: Path, second: Path) -> bool:
+    """Whether two folders hold the same tokenizer: the same files, byte for byte, for models of the same type."""
+    names, others = (
+        {
+            str(path.relative_to(folder))
+            for pattern in TOKENIZER_FILES
+            for path in folder.glob(pattern)
+            if path.is_file()
+        }
+        for folder in (first, second)
+    )
+    return (
+        names == others
+        and _model_type(first) == _model_type(second)
+        and all(filecmp.cmp(first / name, second / name, shallow=False) for name in names)
+    )
+
+
+def _model_type(folder: Path) -> object:
+    """Return what decides a tokenizer's class where its own files do not say."""
+    path = folder / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

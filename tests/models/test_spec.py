@@ -6,10 +6,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress.errors import InputError
-from compress.models.checkpoint import load_model, outline_model, save_model
+from compress.models.checkpoint import load_model, load_tokenizers, outline_model, save_model
 from compress.models.shards import read_shards, write_shards
 from compress.models.spec import check_tokenizer, copy_tokenizer, read_spec, stored_dtype
 from tests.models.tiny import VARIANTS, tiny_model, token_ids, variant_name, write_tiny
+from tests.train.inputs import parent
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +311,23 @@ def test_a_tokenizer_must_fit_the_embedding(tmp_path):
     check_tokenizer(tmp_path, 11)
     with pytest.raises(InputError, match="largest id is 10, and the model has 10"):
         check_tokenizer(tmp_path, 10)
+
+
+@pytest.mark.parametrize(
+    "change", ["nothing", "a token", "a file more", "the model's type", "a chat template"]
+)
+def test_a_tokenizer_is_loaded_once_where_it_is_the_same(tmp_path, change):
+    first, second = (parent(tmp_path / name).path for name in ("first", "second"))
+    text = (second / "tokenizer.json").read_text()
+    if change == "a token":
+        (second / "tokenizer.json").write_text(text.replace("<pad>", "<gap>"))
+        assert "<pad>" in text
+    elif change == "a file more":
+        (second / "added_tokens.json").write_text("{}")
+    elif change == "the model's type":
+        config = json.loads((second / "config.json").read_text())
+        (second / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
+    elif change == "a chat template":
+        (second / "chat_template.jinja").write_text("{{ messages }}")
+    one, other = load_tokenizers(first, second)
+    assert (one is other) == (change == "nothing")
