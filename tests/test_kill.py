@@ -14,7 +14,7 @@ from compress.digests import file_digest
 from compress.engine.runs import all_runs
 from compress.engine.store import Store
 
-KILLS = 6
+KILLS = 10
 
 PIPELINE = """
 version: 1

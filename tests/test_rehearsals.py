@@ -102,7 +102,7 @@ def test_a_plain_checkpoint_goes_through_init_and_run(family, has_tokenizer, tmp
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "olmoe", "gemma3_text", "bert"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "olmoe", "gemma3_text", "qwen3", "bert"])
 def test_what_is_written_for_a_family_is_valid_and_passes_its_rehearsal(family, tmp_path):
     home = tmp_path / "home"
     write_tiny(tmp_path / "checkpoint", family)

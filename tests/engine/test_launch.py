@@ -136,7 +136,7 @@ def test_a_killed_process_fails_the_step_and_the_next_run_ends_in_the_same_bytes
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("before", "now"), [(2, 1), (None, 2)])
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (2, None), (None, 2)])
 def test_another_number_of_processes_takes_the_work_up_and_the_record_says_so(tmp_path, before, now):
     process = start(tmp_path, "home", before, "60k")
     await_checkpoint(tmp_path / "home", process)
