@@ -76,15 +76,7 @@ def stored_dtype(spec: ModelSpec) -> str:
 
 def has_same_tokenizer(first: Path, second: Path) -> bool:
     """Whether two folders hold the same tokenizer: the same files, byte for byte, for models of the same type."""
-    names, others = (
-        {
-            str(path.relative_to(folder))
-            for pattern in TOKENIZER_FILES
-            for path in folder.glob(pattern)
-            if path.is_file()
-        }
-        for folder in (first, second)
-    )
+    names, others = ({path.relative_to(each) for path in _tokenizer_files(each)} for each in (first, second))
     return (
         names == others
         and _model_type(first) == _model_type(second)
@@ -100,12 +92,15 @@ def _model_type(folder: Path) -> object:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files from one folder to another."""
-    for pattern in TOKENIZER_FILES:
-        for file in sorted(source.glob(pattern)):
-            if file.is_file():
-                copy = target / file.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, copy)
+    for file in _tokenizer_files(source):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    found = (path for pattern in TOKENIZER_FILES for path in sorted(folder.glob(pattern)))
+    return [path for path in found if path.is_file()]
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:

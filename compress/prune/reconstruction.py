@@ -93,7 +93,7 @@ class Reconstruction:
 
         weights: all of the layer, by their stored names in the student, whose live layer has them.
         """
-        if not self._learned or not self._recipe.steps:
+        if not self.has_enough_text or not self._recipe.steps:
             return weights
         error = self._judge(passage)
         trained = in_one_order(self._student.device, lambda: self._train(passage, weights))
