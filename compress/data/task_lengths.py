@@ -25,7 +25,7 @@ class TaskLength(NamedTuple):
     shots: int = 0
     """Solved examples the task itself shows."""
     shared_tokens: int = 0
-    """Of a row's tokens, those that all rows of an item begin with."""
+    """Of a row's tokens, those that all rows of an item begin with: they are no answer."""
 
 
 class EvaluationLength(NamedTuple):
@@ -33,6 +33,8 @@ class EvaluationLength(NamedTuple):
 
     read_tokens: float
     """In rows that are read only."""
+    asked_tokens: float
+    """Of these, the answers: what is asked of the model's head."""
     rows: float
     prompt_tokens: float
     """Before what is written."""
@@ -51,15 +53,15 @@ UNKNOWN = TaskLength(items=1500, rows=4, row_tokens=100)
 LENGTHS = {
     "arc_challenge": TaskLength(1172, 4, 35, shared_tokens=27),
     "arc_easy": TaskLength(2376, 4, 30, shared_tokens=23),
-    "boolq": TaskLength(3270, 1, 150),
-    "commonsense_qa": TaskLength(1221, 1, 60),
-    "gpqa": TaskLength(448, 1, 250),
+    "boolq": TaskLength(3270, 1, 150, shared_tokens=149),
+    "commonsense_qa": TaskLength(1221, 1, 60, shared_tokens=59),
+    "gpqa": TaskLength(448, 1, 250, shared_tokens=249),
     "gsm8k": TaskLength(1319, 0, 75, 256, 5),
     "hellaswag": TaskLength(10_042, 4, 95, shared_tokens=66),
     "ifeval": TaskLength(541, 0, 60, 1280),
-    "lambada_openai": TaskLength(5153, 1, 90),
-    "leaderboard_mmlu_pro": TaskLength(12_032, 1, 200, 0, 5),
-    "mmlu": TaskLength(14_042, 1, 130),
+    "lambada_openai": TaskLength(5153, 1, 90, shared_tokens=88),
+    "leaderboard_mmlu_pro": TaskLength(12_032, 1, 200, 0, 5, 199),
+    "mmlu": TaskLength(14_042, 1, 130, shared_tokens=129),
     "mmlu_pro": TaskLength(12_032, 0, 200, 512, 5),
     "openbookqa": TaskLength(500, 4, 20),
     "piqa": TaskLength(1838, 2, 40),
@@ -91,7 +93,7 @@ def evaluation_length(
     return EvaluationLength(*(sum(column) for column in zip(*parts, strict=True))) if parts else NOTHING
 
 
-NOTHING = EvaluationLength(0, 0, 0, 0, 0)
+NOTHING = EvaluationLength(0, 0, 0, 0, 0, 0)
 
 
 def _length_of(task: TaskLength, samples: int | None, few_shot: int | None) -> EvaluationLength:
@@ -101,7 +103,8 @@ def _length_of(task: TaskLength, samples: int | None, few_shot: int | None) -> E
     rows = items * task.rows
     written = items * task.new_tokens
     read = items * _read_tokens(task.rows, tokens, task.shared_tokens + examples)
-    return EvaluationLength(read, rows, items * tokens if written else 0, written, items)
+    asked = rows * (task.row_tokens - task.shared_tokens)
+    return EvaluationLength(read, asked, rows, items * tokens if written else 0, written, items)
 
 
 def _read_tokens(rows: int, tokens: int, shared: int) -> int:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from compress.errors import DoesNotFit, StepFailed
-from compress.measure.last_states import ACCEPTS, SUPPOSED_ROWS, head_flops
+from compress.machine import planned_machine
+from compress.measure.last_states import ACCEPTS, SUPPOSED_ROWS
 from compress.measure.perplexity import bits_per_byte, perplexity, perplexity_ratio
-from compress.models.effort import opening, reading
+from compress.models.effort import head_parameters, head_traffic, opening, reading, reading_tokenizer
 from compress.plugins import Context, Measured, StepConfig
 from compress.records import Artifact, Measurement, Work
 from compress.speed import seconds_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from compress.meters.aligned import Divergences
     from compress.meters.divergence import TextScores
 
-VERSION = 4
+VERSION = 5
 
 LEAST_COVERAGE = 0.5
 """Below this share of a text's positions a figure of those compared is no figure of the text."""
@@ -38,7 +39,7 @@ LEAST_COVERAGE = 0.5
 PASSES_OVER_LOGITS = 12
 """How often logits are read or written, in fp32: log-probabilities of both models, their divergence, the likeliest."""
 START_SECONDS = 1.0
-"""To import and load tokenizers, and cut the text anew."""
+"""To import, and cut the text anew."""
 
 
 class Config(StepConfig):
@@ -56,15 +57,21 @@ def estimate(measured: Measured, config: Config) -> Work:
     rows = min((n for n in (config.sequences, text.rows) if n is not None), default=SUPPOSED_ROWS)
     tokens, batch, span = rows * text.row_tokens, config.batch_size * text.row_tokens, text.row_tokens / 2
     models = [measured.spec, *(spec for field, spec in measured.specs.items() if field == "original")]
-    whole = opening(measured.spec).plus(reading(measured.spec, tokens, batch, span))
-    heads = [opening(spec).plus(Work(flops=head_flops(spec, tokens))) for spec in models]
+    runs_apart = measured.kind == "onnx"
     is_original = len(models) == 1 and measured.kind in ACCEPTS
+    whole = opening(measured.spec).plus(reading(measured.spec, tokens, batch, span))
+    heads = [opening(spec).plus(Work(flops=2.0 * tokens * head_parameters(spec))) for spec in models]
     passes = heads if is_original else [whole, *heads[1:]]  # of the original, the head is run alone
+    if planned_machine().card is None:
+        traffic = [Work() if runs_apart else head_traffic(models[0], tokens)]
+        traffic += [head_traffic(spec, tokens) for spec in models[1:]]
+        passes = [work.plus(more) for work, more in zip(passes, traffic, strict=True)]
+    passes = [work.plus(reading_tokenizer(spec)) for work, spec in zip(passes, models, strict=True)]
     logits = tokens * sum(
         PASSES_OVER_LOGITS * 4.0 * int(spec.config.get("vocab_size") or 0) for spec in models
     )
     own = passes[0].plus(Work(bytes_moved=logits, serial_seconds=START_SECONDS))
-    if measured.kind != "onnx":
+    if not runs_apart:
         return own if len(passes) == 1 else own.plus(passes[1])
     # The runtime is the processor's; the original is read where it always is.
     beside = sum(seconds_of(work) for work in passes[1:])

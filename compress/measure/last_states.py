@@ -45,16 +45,10 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
         return opening(spec)
     rows = min((n for n in (config.sequences, text.rows) if n is not None), default=SUPPOSED_ROWS)
     tokens = float(rows * text.row_tokens)
-    work = opening(spec).plus(reading(spec, tokens, config.batch_size * text.row_tokens, text.row_tokens / 2))
+    batch = config.batch_size * text.row_tokens
+    work = opening(spec).plus(reading(spec, tokens, batch, text.row_tokens / 2, asked=0))
     num_bytes = min(MOST_BYTES, int(tokens * 4 * _width(spec)))
-    return work.model_copy(
-        update={"flops": max(0.0, work.flops - head_flops(spec, tokens)), "disk_bytes": num_bytes}
-    )
-
-
-def head_flops(spec: ModelSpec, tokens: float) -> float:
-    """Return the FLOPs of making logits of so many last states."""
-    return 2.0 * tokens * _width(spec) * int(spec.config.get("vocab_size") or 0)
+    return work.model_copy(update={"disk_bytes": num_bytes})
 
 
 def _width(spec: ModelSpec) -> int:

@@ -14,16 +14,17 @@ from pydantic import Field
 from compress.data.task_files import own_lengths
 from compress.data.task_lengths import EvaluationLength, evaluation_length
 from compress.data.world import DEMO_TASKS
+from compress.machine import planned_machine
 from compress.measure.accuracy import accuracy_measurements
 from compress.measure.items import read_items, write_items
-from compress.models.effort import opening, reading, writing
+from compress.models.effort import head_traffic, opening, reading, reading_tokenizer, writing
 from compress.plugins import Context, Measured, StepConfig
 from compress.records import Artifact, Generation, Measurement, ModelSpec, Work
 
 if TYPE_CHECKING:
     from compress.meters.lm_eval_model import BackendLM
 
-VERSION = 4
+VERSION = 5
 
 GENERATIONS = "generations.json"
 
@@ -33,9 +34,8 @@ TASKS_SECONDS = 3.0
 """To import lm-eval and find tasks."""
 FETCH_SECONDS = 8.0
 """To load a task that is not the demo's, its data included."""
-OWN_SECONDS = 4.0
-"""For one whose data are files here. Loading takes a tenth of a second; the rest stands in for what reading with a
-large vocabulary takes beyond its multiplications: 152 s of Gemma 3 270M on 21 tasks, 136 s planned so, 55 s without."""
+OWN_SECONDS = 0.1
+"""For one whose data are files here."""
 SECONDS_PER_ROW = 5e-4
 """To render, tokenize and judge an item, or one of its answers."""
 
@@ -67,9 +67,14 @@ def estimate(measured: Measured, config: Config) -> Work:
     length = evaluation_length(config.tasks, config.samples, config.few_shot, own)
     row_tokens = length.read_tokens / max(1.0, length.rows)
     batch = config.batch_size
-    work = opening(measured.spec).plus(
-        reading(measured.spec, length.read_tokens, batch * row_tokens, row_tokens / 2)
+    work = opening(measured.spec).plus(reading_tokenizer(measured.spec))
+    work = work.plus(
+        reading(
+            measured.spec, length.read_tokens, batch * row_tokens, row_tokens / 2, asked=length.asked_tokens
+        )
     )
+    if planned_machine().card is None and measured.kind != "onnx":
+        work = work.plus(head_traffic(measured.spec, length.asked_tokens))
     # Answers in the model's own words, and prompts to go on with: batches of both, one token after the other.
     if length.new_tokens:
         work = work.plus(_written(measured.spec, batch, length))

@@ -17,9 +17,13 @@ from torch import Tensor
 from compress.backends.interface import Backend
 from compress.meters.clusters import Estimate, clustered_mean
 from compress.meters.halving import in_parts
+from compress.models.effort import LOGITS_AT_ONCE
 
-CHUNK_ELEMENTS = 2**24
-"""Logits held at once, per model: 64 MiB in fp32. More are compared piece by piece."""
+CHUNK_ELEMENTS = LOGITS_AT_ONCE
+"""Logits held at once, per model."""
+
+PIECE_ELEMENTS = 2**24
+"""Of a chunk's logits, those that are compared at once: several tensors of this size are needed for that."""
 
 CUDA_CHUNK_ELEMENTS = 2**28
 """The same where GPUs compute: fewer would read all of the head's weights again for a few positions."""
@@ -119,7 +123,7 @@ def chunk_positions(num_sequences: int, models: Sequence[Backend]) -> int:
 def piece_positions(num_sequences: int, models: Sequence[Backend]) -> int:
     """Return how many positions of a chunk are compared at once."""
     on_cuda = all(model.on_cuda for model in models)
-    elements = CUDA_CHUNK_ELEMENTS // CUDA_PIECES if on_cuda else CHUNK_ELEMENTS
+    elements = CUDA_CHUNK_ELEMENTS // CUDA_PIECES if on_cuda else PIECE_ELEMENTS
     return max(1, elements // (num_sequences * max(model.vocabulary for model in models)))
 
 

@@ -257,22 +257,33 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
         self, rows: Sequence[Row], queries: Sequence[Query]
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return a target's query, its log-probability and whether it was the likeliest, part by part of the batch."""
-        # One column a target: query, row, position that predicts it, token.
-        asked_N4 = torch.tensor(
-            [
-                (index, place, queries[index].first_asked + offset, token)
-                for place, row in enumerate(rows)
-                for index in row.queries
-                for offset, token in enumerate(queries[index].ids[-queries[index].num_targets :])
-            ]
-        )
+        # One column a target: query, token, and which of the distinct places predicts it.
+        targets: list[tuple[int, int, int]] = []
+        places: list[tuple[int, int]] = []
+        """Row and position."""
+        found: dict[int, int] = {}
+        """Of a beginning of rows, the place that goes on from it."""
+        for number, (row, beginnings) in enumerate(zip(rows, _beginnings(rows), strict=True)):
+            for index in row.queries:
+                query = queries[index]
+                for offset, token in enumerate(query.ids[-query.num_targets :]):
+                    position = query.first_asked + offset
+                    place = found.setdefault(beginnings[position], len(places))
+                    if place == len(places):
+                        places.append((number, position))
+                    targets.append((index, token, place))
+        index_N, token_N, place_N = torch.tensor(targets).unbind(1)
+        rows_K, columns_K = torch.tensor(places).unbind(1)
         parts = []
-        for which_M, logits_MV in self._logits_at(rows, asked_N4[:, 1], asked_N4[:, 2]):
-            index_M, token_M = asked_N4[which_M, 0], asked_N4[which_M, 3]
+        for which_M, logits_MV in self._logits_at(rows, rows_K, columns_K):
+            reached_K = torch.full((len(places),), -1)
+            reached_K[which_M] = torch.arange(len(which_M))
+            chosen_N = (reached_K[place_N] >= 0).nonzero()[:, 0]
+            at_N, token_of_N = reached_K[place_N[chosen_N]], token_N[chosen_N]
             logits_MV = logits_MV.float()
-            named_M = logits_MV.gather(1, token_M.to(logits_MV.device)[:, None])[:, 0]
-            chosen_M = named_M - logits_MV.logsumexp(-1)
-            parts.append((index_M, chosen_M.cpu().double(), logits_MV.argmax(-1).cpu() == token_M))
+            where = at_N.to(logits_MV.device), token_of_N.to(logits_MV.device)
+            log_prob_N = (logits_MV[where] - logits_MV.logsumexp(-1)[where[0]]).cpu().double()
+            parts.append((index_N[chosen_N], log_prob_N, logits_MV.argmax(-1).cpu()[at_N] == token_of_N))
         return parts
 
     def _logits_at(
@@ -286,6 +297,19 @@ class BackendLM(LM):  # type: ignore[misc]  # lm-eval ships no types
             return self.backend.logits_at(ids_BT, mask_BT, rows_N, columns_N, chunk)
         num_shared_B = torch.tensor([row.num_shared for row in rows])
         return self.backend.logits_after(batch, rows_N, columns_N - num_shared_B[rows_N], chunk)
+
+
+def _beginnings(rows: Sequence[Row]) -> list[list[int]]:
+    """Return a number for every position of every row: the same where all tokens up to it are the same."""
+    known: dict[tuple[int, int], int] = {}
+    numbers = []
+    for row in rows:
+        before, of_row = -1, list[int]()
+        for token in row.inputs:
+            before = known.setdefault((before, token), len(known))
+            of_row.append(before)
+        numbers.append(of_row)
+    return numbers
 
 
 def rolling_windows(prefix: int, ids: Sequence[int], num_positions: int) -> Iterator[Query]:

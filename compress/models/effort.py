@@ -18,6 +18,13 @@ CALLS_OUTSIDE = 30
 """Of a pass, beside its layers: masks, embedding, last norm, head, copies."""
 TRAFFIC = 50
 """Bytes read and written between products in a layer, for each dimension that passes there. See `compress.speed`."""
+SECONDS_PER_ID = 2e-5
+"""To read a tokenizer, which transformers does in Python first: 5 s of 262,144 ids."""
+LOGITS_AT_ONCE = 2**25
+"""On a processor, of one model: 128 MiB in fp32. Half of it would make a head of 262,144 ids a quarter slower: its
+weights are read once each time."""
+HEAD_PASSES = 3
+"""Over a head's fp32 weights each time, on a processor: they are packed for the product."""
 UNKNOWN_LAYERS = 32
 UNKNOWN_WIDTH = 20_000
 
@@ -59,16 +66,43 @@ def opened_bytes(spec: ModelSpec) -> int:
     return max(spec.weight_bytes, 2 * spec.num_parameters)
 
 
-def reading(spec: ModelSpec, tokens: float, batch_tokens: float, span: float = SPAN) -> Work:
-    """Return the work of forward passes over text, so many tokens at once."""
+def reading(
+    spec: ModelSpec, tokens: float, batch_tokens: float, span: float = SPAN, asked: float | None = None
+) -> Work:
+    """Return the work of forward passes over text, so many tokens at once.
+
+    asked: how many of the tokens pass through the head; all when not given.
+    """
     if not tokens:
         return Work()
     passes = max(1.0, tokens / batch_tokens)
+    spared = 0.0 if asked is None else (tokens - asked) * 2.0 * head_parameters(spec)
     return Work(
-        flops=tokens * flops_per_token(spec, span),
+        flops=max(0.0, tokens * flops_per_token(spec, span) - spared),
         bytes_moved=passes * opened_bytes(spec) + tokens * bytes_per_token(spec),
         num_calls=passes * calls_per_pass(spec),
     )
+
+
+def head_parameters(spec: ModelSpec) -> int:
+    """Return the weights that make a token's logits of what its last layer leaves; 0 where that is not known."""
+    shape = _layout(spec)
+    return shape.vocab * shape.hidden if shape else 0
+
+
+def head_traffic(spec: ModelSpec, positions: float) -> Work:
+    """Return what a processor moves besides, to read a head's weights anew for every few positions."""
+    shape = _layout(spec)
+    if shape is None:
+        return Work()
+    chunks = positions * shape.vocab / LOGITS_AT_ONCE
+    return Work(bytes_moved=chunks * HEAD_PASSES * 4.0 * shape.vocab * shape.hidden)
+
+
+def reading_tokenizer(spec: ModelSpec) -> Work:
+    """Return the work of reading a model's tokenizer."""
+    shape = _layout(spec)
+    return Work(serial_seconds=SECONDS_PER_ID * shape.vocab if shape else 0.0)
 
 
 def writing(spec: ModelSpec, batch: int, prompt_tokens: int, new_tokens: int, recorded: bool = False) -> Work:

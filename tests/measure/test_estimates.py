@@ -85,11 +85,19 @@ def test_tasks_that_are_answered_in_words_take_every_token_by_itself():
 def test_quality_grows_with_samples_and_reads_every_token_once():
     config = quality.Config(tasks=("mmlu", "arc_challenge", "hellaswag", "winogrande"), samples=1000)
     work = quality.estimate(measured(), config)
-    tokens = evaluation_length(config.tasks, 1000).read_tokens
-    assert 4e5 < tokens < 5e5
-    assert work.flops == pytest.approx(tokens * flops_per_token(LLAMA_8B, span=0), rel=0.01)
+    length = evaluation_length(config.tasks, 1000)
+    tokens, spared = length.read_tokens, length.read_tokens - length.asked_tokens
+    assert 4e5 < tokens < 5e5 and spared > tokens / 2  # answers are short
+    expected = tokens * flops_per_token(LLAMA_8B, span=0) - spared * 2 * 4096 * 128_256
+    assert work.flops == pytest.approx(expected, rel=0.01)
     half = quality.estimate(measured(), config.model_copy(update={"samples": 500}))
     assert half.flops == pytest.approx(work.flops / 2)
+
+
+def test_only_answers_pass_through_the_head():
+    sentences = TaskLength(100, 2, 12)
+    assert evaluation_length(["mine"], own={"mine": sentences}).asked_tokens == 100 * 2 * 12
+    assert evaluation_length(["mmlu"], 100, few_shot=5).asked_tokens == 100
 
 
 def test_divergence_reads_the_text_with_the_model_and_the_originals_head():

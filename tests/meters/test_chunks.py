@@ -24,9 +24,9 @@ def test_a_runtime_that_copies_its_cache_reads_many_positions_at_once():
 
 
 def test_a_gpu_reads_sixteen_times_what_a_processor_reads():
-    assert chunk_positions(32, [pretended(128_256)]) == 4
+    assert chunk_positions(32, [pretended(128_256)]) == 8
     assert chunk_positions(32, [pretended(128_256, on_cuda=True)]) == 65
-    assert chunk_positions(32, [pretended(128_256, on_cuda=True), pretended(128_256)]) == 4
+    assert chunk_positions(32, [pretended(128_256, on_cuda=True), pretended(128_256)]) == 8
 
 
 def test_pieces_of_a_large_chunk_change_nothing(monkeypatch):

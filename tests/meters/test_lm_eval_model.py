@@ -111,6 +111,25 @@ def test_sampled_answers_are_refused(lm):
         lm.generate(["Once"], {"do_sample": True, "temperature": 0.7})
 
 
+def test_what_rows_begin_with_passes_the_head_once(lm, backend, monkeypatch):
+    asked, at = [], backend.logits_at
+
+    def counted(ids_BT, mask_BT, rows_N, columns_N, chunk):
+        asked.append(len(rows_N))
+        return at(ids_BT, mask_BT, rows_N, columns_N, chunk)
+
+    monkeypatch.setattr(backend, "logits_at", counted)
+    alone = [
+        *lm.loglikelihood(requests([("", "Ships sail")])),
+        *lm.loglikelihood(requests([("", "Ships sink")])),
+    ]
+    whole = sum(asked)
+    asked.clear()
+    together = lm.loglikelihood(requests([("", "Ships sail"), ("", "Ships sink")]))
+    assert sum(asked) <= whole - len("Ships s")  # its tokens are letters
+    assert [p for p, _ in together] == pytest.approx([p for p, _ in alone], abs=1e-4)
+
+
 def test_progress_counts_rows(backend, tokenizer):
     reports = []
     BackendLM(backend, tokenizer, 4, lambda *counts: reports.append(counts)).loglikelihood(requests(PAIRS))
