@@ -17,10 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 test: env
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: env
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadscope
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadscope --no-loadscope-reorder
 
 # On a machine with a GPU; elsewhere its tests fail. Tests that need two or more are skipped with one.
 test-gpu: env

@@ -1,7 +1,8 @@
 """The decoder graph: traced by transformers without weights, tidied, then given the parent's weights by name.
 
 Tracing sees shapes only, so no float copy of the model is ever made; weights are read, converted and written one by
-one.
+one. It is traced at fixed sizes, which are made free afterwards (`onnx_sizes`); where it is not sure how, with symbolic
+ones, which takes four times as long.
 """
 
 import contextlib
@@ -20,19 +21,23 @@ import torch
 from accelerate import init_empty_weights
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
+from compress.export.onnx_sizes import NotUnderstood, Sizes, free_sizes, sizes_for
 from compress.export.onnx_weights import Array, Weights
 from compress.models.checkpoint import quiet
 from compress.quantize.packed import HEAD
 from compress.records import ModelSpec, TensorSpec
 
+logger = logging.getLogger(__name__)
+
 MODEL = "model.onnx"
 EMBEDDED = 2**31 - 2**24
 """Bytes of weights up to which they live in the graph's own file; protobuf ends at 2 GiB."""
 ONNX_DTYPES = {"F32": ir.DataType.FLOAT, "U8": ir.DataType.UINT8}
+SYMBOLIC = Sizes(batch=2, new=3, past=5)
+"""Where symbols stand for sizes: none is 1, which tracing would take for fixed."""
 WEIGHTS = (".weight", ".bias", ".weight_packed", ".weight_scale")
 
 
@@ -43,11 +48,8 @@ def write_graph(
 
     `blocks`: the block size of every layer that computes with `bits`-bit integers.
     """
-    model, buffers = trace(result.config)
+    model = trace(result.config)
     graph = model.graph
-    for name in buffers.keys() & graph.initializers.keys():
-        graph.initializers[name].const_value = ir.tensor(buffers[name].numpy(), name=name)
-    _name_interface(graph)
     _tie_head(graph, result)
     _tidy(model)
     transposed = _insert_linear_layers(model, blocks, bits, accuracy_level)
@@ -67,27 +69,46 @@ def read_weights(folder: Path) -> dict[str, TensorSpec]:
     }
 
 
-def trace(config: dict[str, Any]) -> tuple[ir.Model, dict[str, Tensor]]:
-    """Return the graph of a model of this configuration, its parameters without values, and its buffers.
+def trace(config: dict[str, Any]) -> ir.Model:
+    """Return the graph of a model of this configuration: its parameters have no values, its buffers have.
 
     It reads any number of tokens after any number of cached ones, in batches of any size and padding.
     """
+    sizes = sizes_for(config)
+    if sizes is not None:
+        model = _traced(config, sizes, is_free=False)
+        try:
+            free_sizes(model, sizes)
+        except NotUnderstood as reason:
+            logger.debug("traced again with symbolic sizes: %s", reason)
+        else:
+            return model
+    return _traced(config, SYMBOLIC, is_free=True)
+
+
+def _traced(config: dict[str, Any], sizes: Sizes, is_free: bool) -> ir.Model:
+    """Return the graph as traced, with the interface other runtimes expect. is_free: with symbols for its sizes."""
     with quiet(), init_empty_weights(include_buffers=False):
         settings = AutoConfig.for_model(**config)
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    inputs = _sample_inputs(model.to("meta"))
+    inputs = _sample_inputs(model.to("meta"), sizes)
+    shapes = _dynamic_shapes(inputs) if is_free else None
     with _silence():
         exported = OnnxExporter().export(
             # Its optimizer would fold and merge weights until they have neither name nor shape: `_tidy` does not.
-            model, inputs, OnnxConfig(dynamic=True, dynamic_shapes=_dynamic_shapes(inputs), optimize=False)
+            model, inputs, OnnxConfig(dynamic=is_free, dynamic_shapes=shapes, optimize=False)
         )  # fmt: skip
-    return exported.program, buffers
+    graph = exported.program.graph
+    for name in buffers.keys() & graph.initializers.keys():
+        graph.initializers[name].const_value = ir.tensor(buffers[name].numpy(), name=name)
+    _name_interface(graph)
+    return exported.program
 
 
-def _sample_inputs(model: PreTrainedModel) -> dict[str, Any]:
-    """Return three new tokens after five cached ones, as shapes: no size is 1, which tracing would take for fixed."""
-    batch, past, new = 2, 5, 3
+def _sample_inputs(model: PreTrainedModel, sizes: Sizes) -> dict[str, Any]:
+    """Return new tokens after cached ones, as shapes."""
+    batch, new, past = sizes
     cache = DynamicCache()  # keeps everything: the mask alone limits what a sliding-window layer sees
     with torch.no_grad():
         model(

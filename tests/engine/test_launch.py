@@ -41,19 +41,22 @@ steps:
      learning_rate: 2e-3, precision: fp32{launch}}}
 """
 
+TAUGHT = ("--until", "taught")
+"""One step is enough to be killed in."""
 
-def command(folder: Path, processes: int | str | None, tokens: str = "20k") -> list[str]:
+
+def command(folder: Path, processes: int | str | None, *more: str, tokens: str = "20k") -> list[str]:
     launch = f", launch: {{processes: {processes}}}" if processes else ""
     (folder / "team.yaml").write_text(PIPELINE.format(launch=launch, tokens=tokens))
-    return [sys.executable, "-m", "compress", "run", str(folder / "team.yaml")]
+    return [sys.executable, "-m", "compress", "run", str(folder / "team.yaml"), *more]
 
 
 def start(
-    folder: Path, home: str, processes: int | str | None, tokens: str = "20k"
+    folder: Path, home: str, processes: int | str | None, *more: str, tokens: str = "20k"
 ) -> "subprocess.Popen[str]":
     environment = {**os.environ, "COMPRESS_HOME": str(folder / home), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command(folder, processes, tokens),
+        command(folder, processes, *more, tokens=tokens),
         env=environment,
         cwd=folder,
         text=True,
@@ -63,8 +66,8 @@ def start(
     )
 
 
-def finished(folder: Path, home: str, processes: int | str | None, tokens: str = "20k") -> dict:
-    process = start(folder, home, processes, tokens)
+def finished(folder: Path, home: str, processes: int | str | None, *more: str, tokens: str = "20k") -> dict:
+    process = start(folder, home, processes, *more, tokens=tokens)
     said, _ = process.communicate()
     assert process.returncode == 0, said
     return steps(folder / home)
@@ -119,8 +122,8 @@ def test_two_processes_learn_what_one_does(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_process_fails_the_step_and_the_next_run_ends_in_the_same_bytes(tmp_path):
-    finished(tmp_path, "undisturbed", 2, "60k")
-    process = start(tmp_path, "disturbed", 2, "60k")
+    finished(tmp_path, "undisturbed", 2, *TAUGHT, tokens="60k")
+    process = start(tmp_path, "disturbed", 2, *TAUGHT, tokens="60k")
     await_checkpoint(tmp_path / "disturbed", process)
     both = ranks(process.pid)
     assert len(both) == 2
@@ -128,7 +131,7 @@ def test_a_killed_process_fails_the_step_and_the_next_run_ends_in_the_same_bytes
     said, _ = process.communicate()
     assert process.returncode == 3 and "one of its processes died" in said
     assert not any(Path(f"/proc/{pid}").exists() for pid in both)
-    taught = finished(tmp_path, "disturbed", 2, "60k")["taught"]
+    taught = finished(tmp_path, "disturbed", 2, *TAUGHT, tokens="60k")["taught"]
     assert taught.facts["resumed"] == 1 and taught.facts["bit_exact"] is True
     ours, theirs = (weights(tmp_path / home, "taught") for home in ("disturbed", "undisturbed"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -138,12 +141,12 @@ def test_a_killed_process_fails_the_step_and_the_next_run_ends_in_the_same_bytes
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("before", "now"), [(2, 1), (2, None), (None, 2)])
 def test_another_number_of_processes_takes_the_work_up_and_the_record_says_so(tmp_path, before, now):
-    process = start(tmp_path, "home", before, "60k")
+    process = start(tmp_path, "home", before, *TAUGHT, tokens="60k")
     await_checkpoint(tmp_path / "home", process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate()
     assert process.returncode == 130, said
-    taught = finished(tmp_path, "home", now, "60k")["taught"]
+    taught = finished(tmp_path, "home", now, *TAUGHT, tokens="60k")["taught"]
     assert taught.facts["resumed"] == 1 and taught.facts["bit_exact"] is False
     sizes = ", then ".join(str(number or 1) for number in (before, now))
     assert taught.facts["bit_exact_ended_by"] == f"it was worked on by {sizes} processes"

@@ -18,11 +18,12 @@ name: card
 model:
   tokenizer: bytes
   config:
-    {{model_type: llama, architectures: [LlamaForCausalLM], vocab_size: 259, hidden_size: 256, intermediate_size: 768,
-     num_hidden_layers: 4, num_attention_heads: 4, num_key_value_heads: 2, head_dim: 64, max_position_embeddings: 256}}
+    {{model_type: llama, architectures: [LlamaForCausalLM], vocab_size: 259, hidden_size: {hidden}, intermediate_size: {inner},
+     num_hidden_layers: {layers}, num_attention_heads: 4, num_key_value_heads: 2, head_dim: {head_dim},
+     max_position_embeddings: 256}}
 data:
   calibration: {{source: demo, split: calibration, sequence_length: 128, samples: 32}}
-  recovery: {{source: demo, sequence_length: 128, tokens: 200k}}
+  recovery: {{source: demo, sequence_length: 128, tokens: {packed}}}
   heldout: {{source: demo, split: heldout, sequence_length: 128, samples: 8}}
 evaluate: {{tasks: [world_facts], samples: 16}}
 profile: {{prompt_tokens: [16], new_tokens: 8, repeats: 3}}
@@ -33,11 +34,14 @@ steps:
   - {{name: int4, use: quantize.rtn, bits: 4, group_size: 32}}
 """
 
+FULL = {"hidden": 256, "inner": 768, "layers": 4, "head_dim": 64, "packed": "200k"}
+TINY = {"hidden": 64, "inner": 192, "layers": 2, "head_dim": 16, "packed": "40k"}
+
 
 def pipeline(scale: Scale) -> Iterator[dict[str, Any]]:
     """Yield whether a run that is killed twice ends in the bytes of one that is not."""
     tokens = "200k" if scale.is_full else "20k"
-    yield from _compared(tokens, launch="", kills=2 if scale.is_full else 1)
+    yield from _compared(scale, tokens, launch="", kills=2 if scale.is_full else 1)
 
 
 def team(scale: Scale) -> Iterator[dict[str, Any]]:
@@ -48,11 +52,14 @@ def team(scale: Scale) -> Iterator[dict[str, Any]]:
     )
 
 
-def _compared(tokens: str, launch: str, kills: int, is_exact: bool = True) -> Iterator[dict[str, Any]]:
+def _compared(
+    scale: Scale, tokens: str, launch: str, kills: int, is_exact: bool = True
+) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "card.yaml"
-        file.write_text(PIPELINE.format(tokens=tokens, launch=launch), encoding="utf-8")
+        sizes = FULL if scale.is_full else TINY
+        file.write_text(PIPELINE.format(tokens=tokens, launch=launch, **sizes), encoding="utf-8")
         started = time.monotonic()
         _finish(file, folder / "whole")
         yield from row("whole pipeline", time.monotonic() - started, "s")
