@@ -18,9 +18,9 @@ name: card
 model:
   tokenizer: bytes
   config:
-    {{model_type: llama, architectures: [LlamaForCausalLM], vocab_size: 259, hidden_size: {hidden}, intermediate_size: {inner},
-     num_hidden_layers: {layers}, num_attention_heads: 4, num_key_value_heads: 2, head_dim: {head_dim},
-     max_position_embeddings: 256}}
+    {{model_type: llama, architectures: [LlamaForCausalLM], vocab_size: 259, hidden_size: {hidden},
+     intermediate_size: {inner}, num_hidden_layers: {layers}, num_attention_heads: 4, num_key_value_heads: 2,
+     head_dim: {head_dim}, max_position_embeddings: 256}}
 data:
   calibration: {{source: demo, split: calibration, sequence_length: 128, samples: 32}}
   recovery: {{source: demo, sequence_length: 128, tokens: {packed}}}
