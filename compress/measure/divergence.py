@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from compress.meters.aligned import Divergences
     from compress.meters.divergence import TextScores
 
-VERSION = 5
+VERSION = 6
 
 LEAST_COVERAGE = 0.5
 """Below this share of a text's positions a figure of those compared is no figure of the text."""
 
-PASSES_OVER_LOGITS = 12
+PASSES_OVER_LOGITS = 9
 """How often logits are read or written, in fp32: log-probabilities of both models, their divergence, the likeliest."""
 START_SECONDS = 1.0
 """To import, and cut the text anew."""

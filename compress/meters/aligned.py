@@ -20,7 +20,7 @@ from compress.meters.divergence import (
     among,
     chunk_positions,
     compare,
-    piece_positions,
+    piece_rows,
 )
 from compress.meters.halving import in_parts
 
@@ -147,7 +147,7 @@ def _score_batch(
     place_N = torch.full((len(row_N),), -1)
     place_N[number_BT[places_P3[:, 0], places_P3[:, 1]]] = torch.arange(len(places_P3))
     chunk = chunk_positions(len(ids_BT), models)
-    size = piece_positions(len(ids_BT), models) * len(ids_BT)
+    size = piece_rows(models)
     stream = teacher.logits_at(*batch.theirs, places_P3[:, 0], places_P3[:, 2], chunk)
     waiting = _Waiting(stream, teacher_ids, len(places_P3))
     nats_N = torch.zeros(len(row_N))
