@@ -1,10 +1,26 @@
-"""How many cores this process may use: by the machine, by what it is bound to, and by its container's share of time."""
+"""How many cores this process may use, by the machine, by what it is bound to, and by its container's share of time;
+and what they can do.
+"""
 
 import os
+from functools import cache
 from pathlib import Path
 
 LIMITS = Path("/sys/fs/cgroup")
 """Where a container is told how much of the processor it may use."""
+
+CPUINFO = Path("/proc/cpuinfo")
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@cache
+def multiplies_bf16() -> bool:
+    """Whether the processor multiplies bf16 matrices in hardware; taken for granted where the kernel does not tell."""
+    if not CPUINFO.exists():
+        return True
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return not flags or bool(flags & BF16_FLAGS)
 
 
 def usable_cores() -> int:

@@ -20,7 +20,7 @@ from pydantic import Field
 from compress.errors import InputError
 from compress.machine import planned_machine
 from compress.measure.statistics import ratio_interval
-from compress.models.effort import opening, writing
+from compress.models.effort import as_stored, opening, writing
 from compress.models.task import writes
 from compress.plugins import Context, Measured, StepConfig
 from compress.records import LAUNCH_BOUND, Artifact, Measurement, ModelSpec, Work
@@ -79,11 +79,11 @@ def _rounds(spec: ModelSpec, config: Config, new_tokens: int, recorded: bool) ->
     turns = Work(serial_seconds=REST_SECONDS).plus(
         writing(spec, min(config.batch_sizes), min(config.prompt_tokens), min(2, new_tokens), recorded)
     )
-    work = opening(spec).plus(turns.times(config.repeats))
+    work = turns.times(config.repeats)
     for batch, prompt in product(config.batch_sizes, config.prompt_tokens):
         answer = writing(spec, batch, prompt, new_tokens, recorded)
         work = work.plus(answer.times(config.repeats + config.warm_up))
-    return work
+    return opening(spec).plus(work if recorded else as_stored(work, spec))
 
 
 def measure(artifact: Artifact, config: Config, context: Context) -> list[Measurement]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from compress.models.effort import opening, writing
+from compress.machine import planned_machine
+from compress.models.effort import as_stored, opening, writing
 from compress.models.task import writes
 from compress.plugins import Context, Measured, StepConfig
 from compress.records import Artifact, Measurement, Work
@@ -40,6 +41,8 @@ def estimate(measured: Measured, config: Config) -> Work:
     """Return about what opening and the largest shape take."""
     new_tokens = config.new_tokens if writes(measured.spec.config) else 1
     answer = writing(measured.spec, max(config.batch_sizes), max(config.prompt_tokens), new_tokens)
+    if measured.kind == "onnx" or planned_machine().card is None:
+        answer = as_stored(answer, measured.spec)
     work = opening(measured.spec).plus(answer).plus(Work(serial_seconds=START_SECONDS))
     return work.model_copy(update={"on_processor": measured.kind == "onnx"})
 

@@ -6,8 +6,10 @@ only some work. Attention adds four for each of the tokens a token sees, head an
 
 from math import prod
 
+from compress.cores import multiplies_bf16
 from compress.errors import InputError
 from compress.models.layout import Layout, is_known, layout
+from compress.models.spec import stored_dtype
 from compress.records import ModelSpec, Work
 
 SPAN = 1024
@@ -25,6 +27,8 @@ LOGITS_AT_ONCE = 2**25
 weights are read once each time."""
 HEAD_PASSES = 3
 """Over a head's fp32 weights each time, on a processor: they are packed for the product."""
+EMULATED = 4.0
+"""Times as long as in fp32 products take in bf16 on a processor that has none in hardware, and in fp16 on any."""
 UNKNOWN_LAYERS = 32
 UNKNOWN_WIDTH = 20_000
 
@@ -122,6 +126,13 @@ def writing(spec: ModelSpec, batch: int, prompt_tokens: int, new_tokens: int, re
             num_calls=steps * (1 if recorded else calls_per_pass(spec)),
         )
     )
+
+
+def as_stored(work: Work, spec: ModelSpec) -> Work:
+    """Return a model's work on a processor in the floats it is stored in."""
+    stored = stored_dtype(spec)
+    is_slow = stored == "F16" or (stored == "BF16" and not multiplies_bf16())
+    return work.model_copy(update={"flops": EMULATED * work.flops}) if is_slow else work
 
 
 def opening(spec: ModelSpec) -> Work:

@@ -2,9 +2,11 @@
 
 import pytest
 
+from compress import cores
 from compress.data.task_lengths import LENGTHS, UNKNOWN, TaskLength, evaluation_length
 from compress.machine import Card, Machine, planning_for
 from compress.measure import divergence, last_states, latency, memory, quality
+from compress.models import effort
 from compress.models.effort import flops_per_token, opened_bytes, writing
 from compress.models.layout import spec_from_config
 from compress.plugins import Measured, PlannedInputs, Text
@@ -146,7 +148,8 @@ def test_a_graph_is_run_by_the_processor_for_hours_where_a_card_takes_a_minute()
     assert here < 120 and 1.5 * 3600 < graph < 5 * 3600
 
 
-def test_beside_a_graph_the_original_is_read_on_its_card_but_timed_on_the_processor():
+def test_beside_a_graph_the_original_is_read_on_its_card_but_timed_on_the_processor(monkeypatch):
+    monkeypatch.setattr(effort, "multiplies_bf16", lambda: True)
     with planning_for(H100):
         alone, beside = (divergence.estimate(measured("onnx", o), divergence.Config()) for o in (False, True))
         extra = seconds_of(beside) - seconds_of(alone)
@@ -154,3 +157,32 @@ def test_beside_a_graph_the_original_is_read_on_its_card_but_timed_on_the_proces
         assert alone.on_processor and beside.flops == alone.flops
         timed = latency.estimate(measured("onnx", original=True), latency.Config())
         assert timed.on_processor and timed.flops == 2 * latency.estimate(measured(), latency.Config()).flops
+
+
+def test_a_processor_without_bf16_is_timed_in_it_all_the_same_and_takes_longer(monkeypatch):
+    config = latency.Config()
+    with planning_for(Machine()):
+        monkeypatch.setattr(effort, "multiplies_bf16", lambda: True)
+        fast = latency.estimate(measured(), config), memory.estimate(measured(), memory.Config())
+        monkeypatch.setattr(effort, "multiplies_bf16", lambda: False)
+        slow = latency.estimate(measured(), config), memory.estimate(measured(), memory.Config())
+        for one, other in zip(fast, slow, strict=True):
+            assert other.flops == 4 * one.flops and other.bytes_moved == one.bytes_moved
+    with planning_for(H100):
+        assert latency.estimate(measured(), config).flops == fast[0].flops
+
+
+def test_what_a_processor_can_do_is_read_from_its_flags(tmp_path, monkeypatch):
+    monkeypatch.setattr(cores, "CPUINFO", tmp_path / "cpuinfo")
+    for text, expected in (
+        (None, True),
+        ("processor: 0\nmodel name: nothing is told of it\n", True),
+        ("processor: 0\nflags\t\t: fpu avx2 avx512f\n", False),
+        ("processor: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("processor: 0\nFeatures\t: fp asimd bf16\n", True),
+    ):
+        if text is not None:
+            cores.CPUINFO.write_text(text)
+        cores.multiplies_bf16.cache_clear()
+        assert cores.multiplies_bf16() is expected
+    cores.multiplies_bf16.cache_clear()
