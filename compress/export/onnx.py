@@ -10,7 +10,7 @@ tracing adds (rotary frequencies, shapes: a few hundred bytes) are not counted.
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal
 
 from compress.errors import InputError
 from compress.models.effort import num_layers
@@ -28,6 +28,9 @@ PRODUCES = "onnx"
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
 BLOCKS = (16, 32, 64, 128, 256)
 """How many inputs may share a scale in a `MatMulNBits` node."""
+LENGTH_DEPENDENT = frozenset({"dynamic", "longrope", "su"})
+"""Kinds of rotary positions that change with the length read: one graph has one of them. ``su`` is an old name of
+longrope."""
 BYTES_PER_WEIGHT = 150
 """Read and written for each weight: to fp32, rounded or repacked, and compared in both models."""
 START_SECONDS = 6.0
@@ -58,7 +61,7 @@ def predict(spec: ModelSpec, config: Config) -> ModelSpec:
     """Return the graph's weights. Raises `InputError` for a layer that fits no block, or a missing extra."""
     if missing := [package for package in NEEDS if find_spec(package) is None]:
         raise InputError(f"export.onnx needs {', '.join(missing)}: pip install 'compress[onnx]'")
-    if reason := _why_not(layout(spec.config)):
+    if reason := _why_not(layout(spec.config)) or _why_not_its_positions(spec.config):
         raise InputError(f"export.onnx cannot write {spec.model_type}: {reason}")
     bits, blocks = integer_layers(spec, config)
     transposed = linear_modules(spec)
@@ -83,6 +86,16 @@ def _why_not(model: Layout) -> str | None:
         "its head has another name in the live model than in its files": option(model.family, "LIVE"),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _why_not_its_positions(config: Mapping[str, Any]) -> str | None:
+    """Return why one graph cannot rotate positions as the model does: some rotate by how many tokens there are."""
+    ropes = [config.get(name) for name in ("rope_parameters", "rope_scaling")]
+    # A rotation for each kind of layer, or one for all.
+    every = [rope for found in ropes if isinstance(found, dict) for rope in (found, *found.values())]
+    kinds = {str(rope.get("rope_type") or rope.get("type")) for rope in every if isinstance(rope, dict)}
+    by_length = sorted(kinds & LENGTH_DEPENDENT)
+    return f"it rotates positions by how many tokens it has read ({by_length[0]})" if by_length else None
 
 
 def integer_layers(spec: ModelSpec, config: Config) -> tuple[int, dict[str, int]]:

@@ -233,6 +233,29 @@ def test_what_the_graph_has_no_place_for_is_refused_when_planned(family, tmp_pat
         step.predict(checkpoint(tmp_path, family).spec, step.Config())
 
 
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+        ("phi3", {"rope_scaling": {"type": "su", "long_factor": [1.0], "short_factor": [1.0]}}),
+        ("gemma3_text", {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}),
+    ],
+)
+def test_positions_that_turn_by_the_length_read_are_refused_when_planned(family, changes, tmp_path):
+    spec = checkpoint(tmp_path, family).spec
+    spec = spec.model_copy(update={"config": {**spec.config, "rope_parameters": None, **changes}})
+    with pytest.raises(InputError, match=f"cannot write {family}: it rotates positions by how many tokens"):
+        step.predict(spec, step.Config())
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
+def test_positions_that_always_turn_alike_are_planned(kind, tmp_path):
+    spec = checkpoint(tmp_path, "llama").spec
+    rope = {"rope_parameters": {"rope_type": kind, "factor": 2.0, "rope_theta": 1e4}}
+    assert step.predict(spec.model_copy(update={"config": spec.config | rope}), step.Config())
+
+
 @pytest.mark.parametrize(("start", "first"), [(7, [7, 7, 7]), (None, None), (10**6, None), ([7, 8], None)])
 def test_what_is_compared_begins_as_texts_begin(start, first):
     ids, mask = _batch(SimpleNamespace(vocabulary=50, num_positions=64), start, seed=3)
