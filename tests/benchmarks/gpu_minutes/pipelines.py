@@ -28,7 +28,7 @@ data:
 evaluate: {{tasks: [world_facts], samples: 16}}
 profile: {{prompt_tokens: [16], new_tokens: 8, repeats: 3}}
 steps:
-  - {{name: narrow, measure: [], use: prune.width, target: {{params: 60%}}}}
+  - {{name: narrow, measure: [], use: prune.width, target: {{params: 60%}}, align: {{hidden: 32, ffn: 32}}}}
   - {{name: recover, measure: [], use: distill, tokens: {tokens}, batch_tokens: 2048, checkpoint_seconds: 0.5,
      held_out: heldout, held_out_rows: 8, tasks: [world_facts], task_samples: 8, stop_after: 100{launch}}}
   - {{name: int4, use: quantize.rtn, bits: 4, group_size: 32}}
@@ -48,7 +48,7 @@ def team(scale: Scale) -> Iterator[dict[str, Any]]:
     """Yield the same for a team of one process a card, which shards and gathers by NCCL."""
     tokens = "100k" if scale.is_full else "8k"
     yield from _compared(
-        tokens, launch=", launch: {processes: 1}, micro_batch: 4", kills=1, is_exact=not scale.is_full
+        scale, tokens, launch=", launch: {processes: 1}, micro_batch: 4", kills=1, is_exact=not scale.is_full
     )
 
 
