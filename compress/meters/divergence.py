@@ -18,7 +18,7 @@ from torch import Tensor
 from compress.backends.interface import Backend
 from compress.meters.clusters import Estimate, clustered_mean
 from compress.meters.halving import in_parts
-from compress.models.effort import LOGITS_AT_ONCE
+from compress.speed import LOGITS_AT_ONCE
 
 CHUNK_ELEMENTS = LOGITS_AT_ONCE
 """Logits held at once, per model."""

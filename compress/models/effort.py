@@ -11,6 +11,7 @@ from compress.errors import InputError
 from compress.models.layout import Layout, is_known, layout
 from compress.models.spec import stored_dtype
 from compress.records import ModelSpec, Work
+from compress.speed import LOGITS_AT_ONCE
 
 SPAN = 1024
 """Tokens a token sees, on average, where that is not known: half of a row of 2048, or of a long text."""
@@ -22,9 +23,6 @@ TRAFFIC = 50
 """Bytes read and written between products in a layer, for each dimension that passes there. See `compress.speed`."""
 SECONDS_PER_ID = 2e-5
 """To read a tokenizer, which transformers does in Python first: 5 s of 262,144 ids."""
-LOGITS_AT_ONCE = 2**25
-"""On a processor, of one model: 128 MiB in fp32. Half of it would make a head of 262,144 ids a quarter slower: its
-weights are read once each time."""
 HEAD_PASSES = 3
 """Over a head's fp32 weights each time, on a processor: they are packed for the product."""
 EMULATED = 4.0
