@@ -15,7 +15,10 @@ BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 @cache
 def multiplies_bf16() -> bool:
-    """Whether the processor multiplies bf16 matrices in hardware; taken for granted where the kernel does not tell."""
+    """Whether the processor multiplies bf16 matrices in hardware; taken for granted where the kernel does not tell.
+
+    For plans, which load no torch; `models.device.has_fast_bf16` says what torch makes use of.
+    """
     if not CPUINFO.exists():
         return True
     lines = CPUINFO.read_text(encoding="utf-8").splitlines()

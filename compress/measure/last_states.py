@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from compress.models.effort import opening, reading
+from compress.models.effort import opening, reading, width
 from compress.plugins import Context, StepConfig, texts_of
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
@@ -47,12 +47,8 @@ def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -
     tokens = float(rows * text.row_tokens)
     batch = config.batch_size * text.row_tokens
     work = opening(spec).plus(reading(spec, tokens, batch, text.row_tokens / 2, asked=0))
-    num_bytes = min(MOST_BYTES, int(tokens * 4 * _width(spec)))
+    num_bytes = min(MOST_BYTES, int(tokens * 4 * width(spec)))
     return work.model_copy(update={"disk_bytes": num_bytes})
-
-
-def _width(spec: ModelSpec) -> int:
-    return int(spec.config.get("hidden_size") or spec.config.get("n_embd") or spec.config.get("dim") or 0)
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:

@@ -87,9 +87,13 @@ def reading(
 
 
 def head_parameters(spec: ModelSpec) -> int:
-    """Return the weights that make a token's logits of what its last layer leaves; 0 where that is not known."""
-    shape = _layout(spec)
-    return shape.vocab * shape.hidden if shape else 0
+    """Return the weights that make a token's logits of what its last layer leaves, as the configuration tells them."""
+    return width(spec) * int(spec.config.get("vocab_size") or 0)
+
+
+def width(spec: ModelSpec) -> int:
+    """Return the size of a hidden state, under the names that configurations have for it."""
+    return int(spec.config.get("hidden_size") or spec.config.get("n_embd") or spec.config.get("dim") or 0)
 
 
 def head_traffic(spec: ModelSpec, positions: float) -> Work:

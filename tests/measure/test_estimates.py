@@ -186,3 +186,10 @@ def test_what_a_processor_can_do_is_read_from_its_flags(tmp_path, monkeypatch):
         cores.multiplies_bf16.cache_clear()
         assert cores.multiplies_bf16() is expected
     cores.multiplies_bf16.cache_clear()
+
+
+def test_of_a_family_that_is_not_known_the_head_is_what_the_configuration_says():
+    unknown = LLAMA_8B.model_copy(update={"config": {"model_type": "new", "n_embd": 64, "vocab_size": 1000}})
+    assert effort.head_parameters(unknown) == 64_000
+    body = last_states.estimate(unknown, last_states.Config(), PlannedInputs({}, TEXT))
+    assert 0 < body.flops < 64 * 2048 * flops_per_token(unknown)
