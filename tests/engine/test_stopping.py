@@ -226,11 +226,11 @@ def test_a_run_that_is_stopped_twice_by_the_same_signal_kills():
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_team_one_of_whose_processes_is_told_to_end_saves_and_goes_on_later(tmp_path, number):
-    process = launching.start(tmp_path, "home", 2, "60k")
+    process = launching.start(tmp_path, "home", 2, tokens="60k")
     launching.await_checkpoint(tmp_path / "home", process)
     os.kill(launching.ranks(process.pid)[-1], number)
     said, _ = process.communicate()
     assert process.returncode == 75, said
     assert len(list((tmp_path / "home").glob("partial/*/sharded-0*"))) == 1
-    taught = launching.finished(tmp_path, "home", 2, "60k")["taught"]
+    taught = launching.finished(tmp_path, "home", 2, tokens="60k")["taught"]
     assert taught.facts["resumed"] == 1 and taught.facts["bit_exact"] is True
