@@ -38,9 +38,12 @@ class Calibration:
         batches: Sequence[Tensor],
         scratch: Scratch,
         seed: int = 0,
+        layers_left: int = 1,
         report: Callable[[float, float], None] = lambda done, total: None,
     ) -> None:
+        """layers_left: how many layers are to stay; a metric need not tell those apart."""
         self.model, self.batches, self.scratch, self.seed = model, batches, scratch, seed
+        self.layers_left = layers_left
         self.layout: Layout = model.layout
         self.num_tokens = sum(ids.numel() for ids in batches)
         self.states = scratch.states("states", batches, self.layout.hidden, model.dtype)
@@ -97,7 +100,7 @@ class LayerPass:
 
 
 def open_calibration(
-    folder: Path, layout: Layout, tokens: int, memory: Memory, context: Context
+    folder: Path, layout: Layout, tokens: int, memory: Memory, context: Context, layers_left: int = 1
 ) -> Calibration:
     """Return the checkpoint and a seeded choice of calibration sequences, at most `tokens` tokens together.
 
@@ -114,7 +117,8 @@ def open_calibration(
         context.progress(done, total, "layer tokens")
 
     scratch = Scratch(None if resident else context.partial, device)
-    return Calibration(model, read_batches(context, tokens, device), scratch, context.seed, report)
+    batches = read_batches(context, tokens, device)
+    return Calibration(model, batches, scratch, context.seed, layers_left, report)
 
 
 def read_batches(context: Context, tokens: int, device: str) -> list[Tensor]:

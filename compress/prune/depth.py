@@ -6,8 +6,9 @@ from compress.errors import InputError
 from compress.models.layout import Layout, layout
 from compress.plugins import Context, Prepared
 from compress.prune.interface import importance
+from compress.prune.layer_scores import layer_scores
 from compress.prune.planning import float_bytes, pruned_spec, pruning_work
-from compress.prune.settings import CompensationSettings, ScoreSettings, few_steps
+from compress.prune.settings import CompensationSettings, Cut, few_steps
 from compress.prune.shapes import KEYS
 from compress.prune.target import Target, explicit_shape, shape_for
 from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
@@ -29,10 +30,9 @@ class Config(CompensationSettings):
 
 
 def prepare(config: Config) -> dict[str, Prepared]:
-    """Ask for the layers' scores, which every target on the same parent shares, and for timings where they decide."""
-    common = {name: getattr(config, name) for name in ("calibration", "tokens", "memory")}
-    scores = Prepared("prune.scores", ScoreSettings(importance=config.importance, **common))
-    return {"scores": scores, **wanted_timings(config.target)}
+    """Ask for the layers' scores, and for timings where they decide."""
+    cut = Cut(target=config.target, axes=("layers",))
+    return {"scores": layer_scores(config.importance, cut, config), **wanted_timings(config.target)}
 
 
 def shape_is_measured(config: Config) -> bool:

@@ -37,8 +37,10 @@ class Importance(Protocol):
 
         A metric that scores layers may also have ``keep(scores, count) -> list[int]``, which layers stay when `count`
         do; without it, those with the highest scores stay. ``TOKENS``: at most so many tokens are read.
-        ``NEEDS_GRADIENT = True``: it is called outside inference mode. ``passes(spec) -> float``: as how many
-        forward passes it takes, where that is not one. ``beside(spec, tokens) -> Work``: what it takes beside these.
+        ``NEEDS_GRADIENT = True``: it is called outside inference mode. ``passes(spec, layers_left) -> float``: as
+        how many forward passes it takes, where that is not one. ``beside(spec, tokens, layers_left) -> Work``: what
+        it takes beside these. ``STOPS_EARLY = True``: it reads ``calibration.layers_left``, the number of layers that
+        are to stay, and need not tell those apart.
         """
 
 
@@ -47,16 +49,21 @@ def needs_gradient(metric: Importance) -> bool:
     return bool(getattr(metric, "NEEDS_GRADIENT", False))
 
 
-def passes_taken(metric: Importance, spec: ModelSpec) -> float:
-    """Return as how many forward passes over the text a metric takes."""
+def stops_early(metric: Importance) -> bool:
+    """Whether a metric takes less time where fewer layers go."""
+    return bool(getattr(metric, "STOPS_EARLY", False))
+
+
+def passes_taken(metric: Importance, spec: ModelSpec, layers_left: int = 1) -> float:
+    """Return as how many forward passes over the text a metric takes when so many layers are to stay."""
     passes = getattr(metric, "passes", None)
-    return float(passes(spec)) if passes else 1.0
+    return float(passes(spec, layers_left)) if passes else 1.0
 
 
-def work_beside(metric: Importance, spec: ModelSpec, tokens: int) -> Work:
+def work_beside(metric: Importance, spec: ModelSpec, tokens: int, layers_left: int = 1) -> Work:
     """Return what a metric takes beside its passes."""
     beside = getattr(metric, "beside", None)
-    work: Work = beside(spec, tokens) if beside else Work()
+    work: Work = beside(spec, tokens, layers_left) if beside else Work()
     return work
 
 

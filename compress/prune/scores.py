@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from compress.models.layout import layout
 from compress.plugins import Context
 from compress.prune.interface import importance, needs_gradient, passes_taken, tokens_read, work_beside
-from compress.prune.planning import calibrated_work, is_streamed, known_tokens
+from compress.prune.layer_scores import layers_left
+from compress.prune.planning import calibrated_work, float_bytes, is_streamed, known_tokens
 from compress.prune.settings import SCORES, ScoreSettings
 from compress.records import Artifact, ModelSpec, Outcome, Work
 
-VERSION = 4
+VERSION = 5
 ACCEPTS = ("hf",)
 PRODUCES = "scores"
 INTERNAL = True
@@ -25,10 +26,11 @@ def predict(spec: ModelSpec, config: Config) -> None:
 def estimate(spec: ModelSpec, config: Config, inputs: Mapping[str, ModelSpec]) -> Work:
     """Return the work of the metric's passes over the calibration data, and of what it makes of them."""
     metric = importance(config.importance, ())
-    passes = passes_taken(metric, spec)
+    left = layers_left(config.cut, layout(spec.config), float_bytes(spec))
+    passes = passes_taken(metric, spec, left)
     tokens = tokens_read(metric, known_tokens(config.tokens, inputs))
     work = calibrated_work(spec, spec, tokens, passes, is_streamed(spec, config.memory))
-    return work.plus(work_beside(metric, spec, tokens)).model_copy(update={"disk_bytes": 0})
+    return work.plus(work_beside(metric, spec, tokens, left)).model_copy(update={"disk_bytes": 0})
 
 
 def run(parent: Artifact, config: Config, context: Context) -> Outcome:
@@ -44,7 +46,8 @@ def run(parent: Artifact, config: Config, context: Context) -> Outcome:
     metric = importance(config.importance, ())
     tokens = tokens_read(metric, config.tokens)
     with torch.inference_mode(not needs_gradient(metric)):
-        calibration = open_calibration(parent.path, before, tokens, config.memory, context)
+        left = layers_left(config.cut, before, float_bytes(parent.spec))
+        calibration = open_calibration(parent.path, before, tokens, config.memory, context, left)
         scores = metric.score(calibration)
     for unit, values in scores.items():
         if bool(values.isnan().any()):

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from compress.plugins import DataRef, Manner, StepConfig
+from compress.prune.interface import Unit
+from compress.prune.target import Size, Target
 from compress.quantities import Count
 
 Memory = Annotated[Literal["auto", "stream", "ram"], Manner()]
@@ -23,11 +25,22 @@ class CalibrationSettings(StepConfig):
     available memory. The result is the same, bit for bit."""
 
 
+class Cut(StepConfig):
+    """What a step will cut; the shape follows from it and the model."""
+
+    target: Target
+    axes: tuple[Unit, ...] | None = None
+    """Default: ``layers`` and all that ``prune.width`` narrows."""
+    align: dict[Unit, Size] = Field(default_factory=dict)
+
+
 class ScoreSettings(CalibrationSettings):
     """Which metric, on which text."""
 
     importance: str
     """A file of ``compress/prune/importance``."""
+    cut: Cut | None = None
+    """Layers are scored as far as this needs; left out, for every cut."""
 
 
 SCORES = "scores.safetensors"

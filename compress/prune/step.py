@@ -10,13 +10,14 @@ from pydantic import Field
 from compress.models.layout import Layout, layout
 from compress.plugins import Context, Prepared
 from compress.prune.interface import Unit, importance
+from compress.prune.layer_scores import layer_scores
 from compress.prune.planning import (
     REHEARSED_ALIGNMENT,
     float_bytes,
     pruned_spec,
     pruning_work,
 )
-from compress.prune.settings import CompensationSettings, ScoreSettings, few_steps
+from compress.prune.settings import CompensationSettings, Cut, ScoreSettings, few_steps
 from compress.prune.shapes import default_axes
 from compress.prune.target import Size, Target, explicit_shape, shape_for
 from compress.prune.timings import check_can_be_timed, milliseconds_along, wanted_timings, with_latency
@@ -52,8 +53,8 @@ def prepare(config: Config) -> dict[str, Prepared]:
         settings = ScoreSettings(importance=config.importance, **common)
         wanted["scores"] = Prepared("prune.scores", settings)
     if "layers" in asked:
-        settings = ScoreSettings(importance=config.layer_importance, **common)
-        wanted["layer_scores"] = Prepared("prune.scores", settings)
+        cut = Cut(target=config.target, axes=config.axes, align=config.align)
+        wanted["layer_scores"] = layer_scores(config.layer_importance, cut, config)
     return wanted | wanted_timings(config.target)
 
 

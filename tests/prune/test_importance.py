@@ -132,7 +132,7 @@ def test_the_estimate_counts_the_layers_that_run(name, tmp_path, monkeypatch):
     beside = getattr(plugins.load("prune.importance", name), "beside", lambda *_: Work())
     expected = text.num_tokens * passes * flops_per_token(parent.spec)
     expected += beside(parent.spec, text.num_tokens).flops
-    rel = 0.3 if name == "iterative_loss" else 1e-9  # depends on which layers go
+    rel = 0.4 if name == "iterative_loss" else 1e-9  # depends on which layers go
     assert work.flops == pytest.approx(expected, rel=rel)
 
 

@@ -11,7 +11,7 @@ from compress.prune import removal, screening
 from compress.prune.calibration import Calibration
 from compress.prune.importance import iterative_loss
 from compress.prune.judge import Judge, among, num_ids
-from compress.prune.removal import LayerRemoval
+from compress.prune.removal import Additions, LayerRemoval
 from compress.prune.scratch import Scratch
 from tests.models.tiny import token_ids, write_tiny
 from tests.prune.checkpoints import tiny_parent
@@ -28,11 +28,11 @@ def screened(monkeypatch):
     monkeypatch.setattr(removal, "NUM_IDS", 128)
 
 
-def opened(folder, num=16, length=24, batch=8, report=lambda done, total: None):
+def opened(folder, num=16, length=24, batch=8, report=lambda done, total: None, layers_left=1):
     shape = layout(read_spec(folder).config)
     ids = token_ids(num, length, seed=5)
     model = LayerwiseModel.open(folder, shape)
-    return Calibration(model, ids.split(batch), Scratch(None), report=report)
+    return Calibration(model, ids.split(batch), Scratch(None), layers_left=layers_left, report=report)
 
 
 @torch.inference_mode()
@@ -94,7 +94,8 @@ def test_a_small_vocabulary_is_judged_whole(tmp_path, monkeypatch):
         lambda self, model, leaving: judged.append(num_ids(model)) or divergence(self, model, leaving),
     )
     order(opened(folder))
-    assert judged == [layout(read_spec(folder).config).vocab] * (4 + 3 + 2)
+    assert set(judged) == {layout(read_spec(folder).config).vocab}
+    assert 4 + 2 + 2 <= len(judged) <= 4 + 3 + 2
 
 
 def test_whole_predictions_are_made_for_few_layers_at_few_places(tmp_path, monkeypatch, screened):
@@ -112,18 +113,20 @@ def test_whole_predictions_are_made_for_few_layers_at_few_places(tmp_path, monke
     order(text)
     every = screening.judged_every(vocabulary, text.num_tokens)
     places = text.num_tokens // every
-    judgments = screening.whole_judgments(9, screened=True)
-    assert every == 6 and judgments == 2 + 7 * 3
+    rounds = screening.rounds(9)
+    judgments = screening.whole_judgments(rounds, screened=True)
+    assert every == 6 and judgments == 8 * 2
     assert made[True] == places * (2 * judgments + 1)
-    exhaustive = 2 * text.num_tokens * screening.whole_judgments(9, screened=False)
+    exhaustive = 2 * text.num_tokens * sum(rounds)
     assert made[True] < exhaustive / 10
-    assert made[False] == 2 * (text.num_tokens // 4) * sum(n for n in range(4, 10))
+    at_least, at_most = 9 + 6 * 2, sum(n for n in range(3, 10))
+    assert at_least <= made[False] / (2 * (text.num_tokens // 4)) <= at_most
 
 
 def test_progress_is_told_for_every_layer_that_is_tried(tmp_path, screened):
     folder, told = tiny_parent(tmp_path / "parent", "llama", **DEEP).path, []
     order(opened(folder, report=lambda done, total: told.append(done / total)))
-    assert len(told) >= sum(range(4, 10)) + 7 * 3 + 2
+    assert len(told) >= 9 + 6 * 2 + 8 * 2
     assert told == sorted(told) and told[-1] == pytest.approx(1.0)
     assert max(after - before for before, after in zip([0.0, *told], told, strict=False)) < 0.1
 
@@ -162,7 +165,42 @@ def test_the_estimate_knows_of_screening():
         "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256,
     }  # fmt: skip
     large, small = (spec_from_config({**config, "vocab_size": size}, "F32") for size in (262_144, 4096))
-    assert iterative_loss.passes(large) < 0.6 * iterative_loss.passes(small)
-    whole = 171 * 8192 * 2 * 640 * 262_144
-    assert iterative_loss.beside(large, 8192).flops < whole / 20
-    assert iterative_loss.beside(small, 8192).flops == pytest.approx(171 * 8192 * 2 * 640 * 4096)
+    assert iterative_loss.passes(large) < 0.75 * iterative_loss.passes(small)
+    tried = 1 + sum(screening.num_tried(screening.rounds(18)))
+    assert 18 + 16 * 2 < tried < 0.6 * 171
+    whole = tried * 8192 * 2 * 640 * 262_144
+    assert iterative_loss.beside(large, 8192).flops < whole / 10
+    assert iterative_loss.beside(small, 8192).flops == pytest.approx(tried * 8192 * 2 * 640 * 4096)
+
+
+def test_a_small_cut_takes_the_first_rounds_only(tmp_path):
+    folder = tiny_parent(tmp_path / "parent", "llama", _shaken(0), **DEEP).path
+    whole, some = opened(folder), opened(folder, layers_left=6)
+    with torch.inference_mode():
+        every, few = (iterative_loss.score(text)["layers"] for text in (whole, some))
+    assert int(every.isinf().sum()) == 1 and int(few.isinf().sum()) == 6
+    went = few.isfinite()
+    assert torch.equal(few[went], every[went]) and float(every[~went].min()) > float(every[went].max())
+    assert iterative_loss.passes(read_spec(folder), 6) < 0.8 * iterative_loss.passes(read_spec(folder))
+
+
+def divergence_without(layers, weights):
+    """Return a divergence that every layer adds to, and that some pairs add to once more."""
+    pairs = 0.003 * sum((3 * a * b) % 7 for a in layers for b in layers if a < b)
+    return sum(weights[layer] for layer in layers) + pairs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_layers_are_not_tried_again_that_cannot_be_the_least(seed):
+    weights = torch.randn(12, generator=torch.Generator().manual_seed(seed)).mul(2).exp().tolist()
+    lazily, left, gone, num_tried = Additions(), list(range(12)), [], 0
+    while len(left) > 1:
+        every = {layer: divergence_without([*gone, layer], weights) for layer in left}
+        found = lazily.tried(left, every.__getitem__)
+        num_tried += len(found)
+        least = min(found, key=found.get)
+        assert least == min(every, key=every.get)
+        lazily.gone(least)
+        left.remove(least)
+        gone.append(least)
+    assert num_tried < 0.75 * sum(range(2, 13))

@@ -30,7 +30,7 @@ CALLS_PER_REMOVAL = 25
 """Operations for every unit that is eliminated: one after the other, since each looks at what the last one left."""
 
 
-def beside(spec: ModelSpec, tokens: int) -> Work:
+def beside(spec: ModelSpec, tokens: int, layers_left: int = 1) -> Work:
     """Gram matrices of what attention's and the FFN's output maps read, and removing all of it, unit by unit.
 
     Inverting n inputs takes 2 n³, and the rounds of removals about as much for each of the two matrices.

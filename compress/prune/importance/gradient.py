@@ -25,7 +25,7 @@ TOKENS = 16_384
 """At most so many tokens are read: 4 GB of states of an 8B model."""
 
 
-def passes(spec: ModelSpec) -> float:
+def passes(spec: ModelSpec, layers_left: int = 1) -> float:
     """Every layer runs forward, once more, and backward, which is two."""
     return 4.0
 

@@ -24,27 +24,30 @@ if TYPE_CHECKING:
     from compress.prune.calibration import Calibration
 
 UNITS: tuple[Unit, ...] = ("layers",)
+STOPS_EARLY = True
 
 TOKENS = 8192
 
 
-def passes(spec: ModelSpec) -> float:
+def passes(spec: ModelSpec, layers_left: int = 1) -> float:
     """Each round runs, for every layer left or for those a screening leaves, what follows it."""
-    return screening.passes(num_layers(spec), screening.is_screened(layout(spec.config).vocab))
+    rounds = screening.rounds(num_layers(spec), layers_left)
+    return screening.passes(rounds, screening.is_screened(layout(spec.config).vocab))
 
 
-def beside(spec: ModelSpec, tokens: int) -> Work:
+def beside(spec: ModelSpec, tokens: int, layers_left: int = 1) -> Work:
     """Predictions over the whole vocabulary: of every layer left in every round, or of the few that a screening leaves.
 
     And once those of the whole model.
     """
     vocabulary = layout(spec.config).vocab
-    times = 1 + screening.whole_judgments(num_layers(spec), screening.is_screened(vocabulary))
+    rounds = screening.rounds(num_layers(spec), layers_left)
+    times = 1 + screening.whole_judgments(rounds, screening.is_screened(vocabulary))
     return judging(spec, tokens / screening.judged_every(vocabulary, tokens), times)
 
 
 def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
-    """Return ``[L]``; the last layer that is left scores infinity."""
+    """Return ``[L]``; the layers that are left at the end score infinity."""
     import torch
 
     from compress.prune.removal import LayerRemoval
@@ -52,7 +55,7 @@ def score(calibration: "Calibration") -> "dict[Unit, Tensor]":
     removal = LayerRemoval(calibration)
     scores = torch.full((calibration.layout.num_layers,), torch.inf, dtype=torch.float64)
     highest = 0.0
-    for position in range(calibration.layout.num_layers - 1):
+    for position in range(calibration.layout.num_layers - calibration.layers_left):
         layer, divergence = removal.remove_least()
         highest = max(highest, divergence) + position * 1e-12  # later ones rank higher among equals
         scores[layer] = highest
