@@ -217,6 +217,13 @@ def test_a_large_vocabulary_is_cut_first_and_a_share_is_of_the_rest(gemma, loade
     assert "of the parameters outside embedding and head" in text
 
 
+def test_what_recovery_follows_is_not_timed_and_all_else_is_measured_whole(gemma, loaded):
+    steps = loaded(scaffold("google/gemma-3-270m", "60%")).steps
+    midway = [step.name for step in steps if set(step.measure) == {"quality", "divergence"}]
+    assert midway == ["vocabulary", "shorten", "narrow"]
+    assert all("latency" in step.measure for step in steps if step.name not in midway)
+
+
 def test_all_groups_are_of_one_size_so_that_no_rival_is_measured_twice(gemma, loaded):
     pipeline = loaded(scaffold("google/gemma-3-270m", "60%"))
     quantized = [*pipeline.steps, *(rival.steps[-1] for rival in pipeline.baselines)]
