@@ -13,7 +13,8 @@ nothing has an empty map.
 | ``expert_ffn`` | for every layer that stays, a list for every expert that stays |
 
 ``of`` is how many of a kind the original had (in one layer, group or expert). ``scores`` are those of all units that
-the last step to remove some of the kind chose among, by the numbering of that step's parent.
+the last step to remove some of the kind chose among, by the numbering of that step's parent; ``null`` where a unit was
+never about to go.
 """
 
 import json
@@ -73,7 +74,7 @@ def write_map(parent: Path, folder: Path, layers: Sequence[int], now: Mapping[st
     before = read_map(parent)
     parts = now if before is None else composed(before.parts, now, layers)
     content = {kind: asdict(part) for kind, part in parts.items()}
-    (folder / PRUNING_MAP).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    (folder / PRUNING_MAP).write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def copy_map(source: Path, target: Path) -> None:

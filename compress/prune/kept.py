@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -107,5 +108,7 @@ def _part(kept: Tensor, of: int, scores: Tensor | None) -> Part:
 
 
 def _rounded(values: Any) -> Any:
-    """Six significant digits tell ranks apart and keep the file small."""
-    return [_rounded(v) for v in values] if isinstance(values, list) else float(f"{values:.6g}")
+    """Six significant digits tell ranks apart, and keep the file small; JSON has no infinity, which means: stays."""
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    return float(f"{values:.6g}") if isfinite(values) else None
