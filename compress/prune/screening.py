@@ -3,8 +3,8 @@
 SMALL_VOCABULARY = 8192
 """Logits of so many ids cost no more than a few layers: nothing is screened."""
 LEAST_SHARE = 0.3
-"""A layer is taken to add at least this share of what it added to the divergence when it was last tried: all but 1 % of
-Gemma 3 270M's 120 pairs added more, half of them more than 0.97."""
+"""A layer is taken to add at least this share of what it added to the divergence when it was last tried: of 120 such
+pairs of Gemma 3 270M the least was 0.45, and half were about 1 or more."""
 NUM_IDS = 4096
 """The likeliest ids, which candidates are screened by: 95 % of the probability of Gemma 3's 262,144 on English text."""
 ROWS_SHARE = 4
