@@ -12,9 +12,9 @@ from compress.prune.shapes import default_axes
 from compress.prune.target import explicit_shape, shape_for
 
 
-def layer_scores(name: str, cut: Cut, calibration: CalibrationSettings) -> Prepared:
-    """Return the work of scoring layers by a metric, for this cut or, where a latency decides, for every one."""
-    is_known = cut.target.latency is None and stops_early(importance(name, ["layers"]))
+def layer_scores(name: str, cut: Cut | None, calibration: CalibrationSettings) -> Prepared:
+    """Return the work of scoring layers by a metric for this cut, or for any if none is told or a latency decides."""
+    is_known = cut is not None and cut.target.latency is None and stops_early(importance(name, ["layers"]))
     common = {key: getattr(calibration, key) for key in CalibrationSettings.model_fields}
     return Prepared("prune.scores", ScoreSettings(importance=name, cut=cut if is_known else None, **common))
 

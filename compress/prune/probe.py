@@ -12,6 +12,7 @@ from pathlib import Path
 from compress.models.layout import Layout, layout
 from compress.plugins import Context, Prepared
 from compress.prune.interface import Unit, importance
+from compress.prune.layer_scores import layer_scores
 from compress.prune.settings import CompensationSettings, ScoreSettings
 from compress.prune.shapes import shaped
 from compress.quantities import Count
@@ -58,8 +59,7 @@ def wanted_scores(config: TrialSettings, axes: Iterable[Unit]) -> dict[str, Prep
     if axes - {"layers"}:
         wanted["scores"] = Prepared("prune.scores", ScoreSettings(importance=config.importance, **common))
     if "layers" in axes:
-        settings = ScoreSettings(importance=config.layer_importance, **common)
-        wanted["layer_scores"] = Prepared("prune.scores", settings)
+        wanted["layer_scores"] = layer_scores(config.layer_importance, None, config)
     return wanted
 
 

@@ -1,9 +1,10 @@
 """What is lost when a layer goes: remove the one whose loss hurts least, score the rest again, and so on.
 
-The hurt is the KL divergence from the whole model's predictions, on calibration text. Each round runs, for every
-layer that is left, only what follows it; of a large vocabulary, most layers are screened on a part of the text and over
-the likeliest ids only. Found the best set of layers in trials where block influence and scoring only once did not
-(compare Kim et al., "Shortened LLaMA", arXiv 2402.02834, which scores once by perplexity).
+The hurt is the KL divergence from the whole model's predictions, on calibration text. A round tries the layers
+that may be the next to go, and runs only what follows each; of a large vocabulary, they are screened on a part of the
+text and over the likeliest ids first. No more rounds are made than layers are to go, where that is known. It found the
+best set of layers in trials where block influence and scoring only once did not (compare Kim et al.,
+"Shortened LLaMA", arXiv 2402.02834, which scores once by perplexity).
 
 A layer's score is the divergence at the moment it went, as a running maximum, so that layers removed later score
 higher; ``TOKENS`` of the text are enough to rank: every round reads them again.
